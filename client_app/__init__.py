@@ -1,0 +1,1 @@
+"""The Flower ClientApp: load the base model once, train an adapter, answer."""

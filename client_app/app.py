@@ -1,0 +1,38 @@
+"""The ClientApp that Flower loads: three questions, each answered by client_app.handlers.
+
+In a simulation Ray unpickles this app in workers that look for modules in the folder where the
+SuperLink was started, before the bundle's: there another project's `client_app` may lie. So the
+function below travels by value (which pickling does for what belongs to `__main__`), brings the
+bundle's folder along, and imports the handlers from there and nowhere else.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+BUNDLE = str(Path(__file__).resolve().parent.parent)
+
+
+def _answer(bundle: str) -> Callable[[Message, Context], Message]:
+    def answer(message: Message, context: Context) -> Message:
+        import importlib
+        import sys
+
+        if sys.path[0] != bundle:
+            sys.path.insert(0, bundle)
+        handlers = importlib.import_module("client_app.handlers")
+        if not str(handlers.__file__).startswith(bundle):
+            raise ImportError(f"client_app was imported from {handlers.__file__}, not {bundle}")
+        reply: Message = handlers.answer(message, context)
+        return reply
+
+    answer.__module__ = "__main__"
+    return answer
+
+
+app = ClientApp()
+app.query("hello")(_answer(BUNDLE))
+app.query("sketch")(_answer(BUNDLE))
+app.train()(_answer(BUNDLE))

@@ -1,0 +1,1 @@
+"""Command-line verbs around a federated run."""

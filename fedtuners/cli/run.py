@@ -1,0 +1,103 @@
+"""Run a federation by Flower, print its closing table, and fail when it failed.
+
+`fedtuners run strategy=fedex_lora adapter=lora` is
+`flwr run . --stream --run-config 'overrides="strategy=fedex_lora adapter=lora"'`,
+whose own exit code is 0 even when the run failed.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The words after `fedtuners run`."""
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. strategy=fedex_lora")
+    parser.add_argument("--connection", default="", help="a SuperLink of Flower's config.toml")
+    parser.add_argument("--app", default=".", help="the project's folder")
+
+
+def main(parsed: argparse.Namespace) -> int:
+    """Start the run, follow its log, print the table; returns the exit code."""
+    flwr = str(Path(sys.executable).with_name("flwr"))
+    connection = [parsed.connection] if parsed.connection else []
+    overrides = shlex.join(parsed.overrides).replace('"', '\\"')
+    command = [flwr, "run", parsed.app, *connection, "--stream"]
+    before = _latest(parsed)
+    streamed = subprocess.run([*command, "--run-config", f'overrides="{overrides}"'])
+    if streamed.returncode:
+        return streamed.returncode
+    listed = subprocess.run(
+        [flwr, "ls", *connection, "--format", "json"], capture_output=True, text=True, check=True
+    )
+    newest = json.loads(listed.stdout)["runs"][0]
+    if newest["status"] != "finished:completed":
+        print(f"run {newest['run-id']} {newest['status']}: {newest.get('status-details', '')}")
+        return 1
+    folder = _latest(parsed)
+    if folder is None or folder == before:
+        print("the run finished without a run folder on this machine")
+        return 1
+    show(folder)
+    return 0
+
+
+def show(folder: Path, console: Console | None = None) -> None:
+    """Print the closing table of a run folder."""
+    console = console or Console()
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    console.print(table(summary, lines))
+    sent, seconds = summary["bytes"], summary["seconds"]
+    console.print(
+        f"{summary['strategy']} with {summary['adapter']}: {summary['metric']} "
+        f"[bold]{summary['initial']:.3f} → {summary['final']:.3f}[/bold], "
+        f"{summary['trainable_parameters']:,} trained numbers a client"
+    )
+    console.print(
+        f"bytes: {sent['up_per_client_round']:,} up and {sent['down_per_client_round']:,} down per "
+        f"client and round, {sent['initialisation']:,} for the start, {sent['total']:,} in all"
+    )
+    console.print(
+        f"seconds: {seconds['total']:.1f}, of which training {seconds['training']:.1f} and "
+        f"evaluation {seconds['evaluation']:.1f}"
+    )
+    console.print(f"run folder: {folder}", soft_wrap=True)
+
+
+def table(summary: dict[str, Any], lines: list[dict[str, Any]]) -> Table:
+    """A row per round: metric, mean loss, bytes per client, seconds."""
+    built = Table("round", summary["metric"], "loss", "up", "down", "training s", "evaluation s")
+    for line in (line for line in lines if "client" not in line):
+        clients = [c for c in lines if c["round"] == line["round"] and "client" in c]
+        score = line.get(summary["metric"])
+        built.add_row(
+            str(line["round"]) if line["round"] else "before",
+            "" if score is None else f"{score:.3f}",
+            f"{_mean(clients, 'loss'):.3f}" if clients else "",
+            f"{_mean(clients, 'up'):,.0f}" if clients else "",
+            f"{_mean(clients, 'down'):,.0f}" if clients else "",
+            f"{line['training_seconds']:.1f}",
+            f"{line['evaluation_seconds']:.1f}",
+        )
+    return built
+
+
+def _mean(lines: list[dict[str, Any]], key: str) -> float:
+    return sum(float(line[key]) for line in lines) / len(lines)
+
+
+def _latest(parsed: argparse.Namespace) -> Path | None:
+    """The newest run folder, where the server of a local run writes it."""
+    chosen = [word.partition("=")[2] for word in parsed.overrides if word.startswith("outputs=")]
+    root = Path((chosen or [os.environ.get("FEDTUNERS_OUTPUTS", "outputs")])[0])
+    latest = root / "latest"
+    return latest.resolve() if latest.exists() else None

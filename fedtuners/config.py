@@ -1,0 +1,219 @@
+"""The typed configuration of one run, and its composition from `conf/` by Hydra.
+
+The server composes once; what it resolved travels to every client as JSON, so nobody composes twice
+and nobody drifts. `adapter` and `strategy` name their class by Hydra's `_target_`; every other
+section is one of the dataclasses below, which also are the reference of what may be set.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fedtuners.adapters import Adapter
+from fedtuners.tasks.config import DataConfig, ModelConfig, PartitionConfig
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; its one sentence names the key and the fix."""
+
+
+@dataclass
+class TrainConfig:
+    """What one client does in one round."""
+
+    steps: int = 20  # optimiser steps
+    batch_size: int = 32  # examples per optimiser step
+    micro_batch: int | None = None  # examples per forward pass; None: the whole batch at once
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.0
+    schedule: str = "constant"  # constant | linear | cosine, over the steps of one round
+    warmup: float = 0.0  # fraction of the steps spent rising from 0
+    max_grad_norm: float | None = None
+    gradient_checkpointing: bool = False
+
+
+@dataclass
+class StartConfig:
+    """Where an adapter that starts from an update estimate (LoRA-SB) gets it."""
+
+    source: str = "clients"  # clients: sketches of their gradients | server | public: data below
+    rows: int = 128  # examples per party
+    batch_size: int = 32
+    oversampling: int = 8  # sketch columns beyond the rank
+    learning_rate: float = 1e-3  # η of the imagined first step: the scale of R at the start
+    data: str | None = None  # source of the rows for `server` and `public`; None: `data.source`
+    split: str | None = None  # and its split; None: `data.train_split`
+
+
+@dataclass
+class FederationConfig:
+    """Who takes part, and when the server goes on without them."""
+
+    rounds: int = 5
+    clients: int = 4  # parts of `data` when the nodes hold none of their own
+    fraction: float = 1.0  # of the clients asked in each round
+    minimum_replies: int = 2  # fewer good replies than this end the run with an error
+    deadline: float = 3600.0  # seconds a round waits for its replies
+    minimum_nodes: int = 1  # nodes to wait for before the first round
+    wait: float = 300.0  # seconds to wait for them
+    patience: int | None = None  # stop after this many rounds without a better metric
+    wire_dtype: str | None = None  # bfloat16 halves the bytes and rounds; None sends tensors as is
+
+
+@dataclass
+class EvaluationConfig:
+    """Held-out evaluation of the global model by the server."""
+
+    every: int = 1  # rounds between evaluations; the first and last are always evaluated
+    batch_size: int = 64
+
+
+@dataclass
+class Config:
+    """One run, completely."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
+    adapter: Any = MISSING
+    strategy: Any = MISSING
+    start: StartConfig = field(default_factory=StartConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    federation: FederationConfig = field(default_factory=FederationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    seed: int = 0
+    device: str = "auto"  # auto | cpu | cuda | cuda:1 …
+    outputs: str | None = None  # folder of the run folders; None: $FEDTUNERS_OUTPUTS or ./outputs
+    resume: str | None = None  # a run folder, or "latest"
+
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+CHOICES = {
+    "train.schedule": ("constant", "linear", "cosine"),
+    "start.source": ("clients", "server", "public"),
+    "federation.wire_dtype": (None, "bfloat16"),
+}
+
+
+def compose(overrides: Sequence[str], conf: Path) -> Config:
+    """Compose `conf/config.yaml` with Hydra overrides and validate it.
+
+    `model=` and `data=` also take a hub name or a path that is no choice of their group. Raises
+    ConfigError with the valid choices for anything mistyped.
+    """
+    with initialize_config_dir(config_dir=str(conf.resolve()), version_base=None):
+        words = [part for word in overrides for part in _named_source(word, conf)]
+        try:
+            composed = hydra_compose("config", overrides=words)
+            config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(_explain(error, words, conf)) from error
+        except ValueError as error:  # a section's own check of its values
+            raise ConfigError(str(error)) from error
+    return validate(config)
+
+
+def validate(config: Config) -> Config:
+    """Check the values that types cannot; returns the config it was given."""
+    for key, choices in CHOICES.items():
+        value: Any = config
+        for name in key.split("."):
+            value = getattr(value, name)
+        if value not in choices:
+            raise ConfigError(f"{key}={value} is not one of {', '.join(map(str, choices))}")
+    federation = config.federation
+    positive = {
+        "federation.rounds": federation.rounds,
+        "federation.clients": federation.clients,
+        "federation.minimum_replies": federation.minimum_replies,
+        "train.steps": config.train.steps,
+        "train.batch_size": config.train.batch_size,
+        "train.learning_rate": config.train.learning_rate,
+        "start.rows": config.start.rows,
+    }
+    for key, number in positive.items():
+        if number <= 0:
+            raise ConfigError(f"{key}={number} must be above 0")
+    if not 0 < federation.fraction <= 1:
+        raise ConfigError(f"federation.fraction={federation.fraction} must lie in (0, 1]")
+    return config
+
+
+def make_adapter(config: Config) -> Adapter:
+    """The adapter method that `config.adapter` names; only classes of fedtuners.adapters.
+
+    A client builds this from what a server sent it, so nothing else may be called.
+    """
+    target = str(config.adapter.get("_target_", ""))
+    if not target.startswith("fedtuners.adapters."):
+        raise ConfigError(f"adapter._target_={target} is not a class of fedtuners.adapters")
+    adapter: Adapter = instantiate(config.adapter)
+    return adapter
+
+
+def to_json(config: Config) -> str:
+    """The config as it travels: compact JSON with sorted keys."""
+    plain = OmegaConf.to_container(OmegaConf.structured(config))
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"))
+
+
+def from_json(text: str) -> Config:
+    """The inverse of `to_json`, typed and validated again on arrival."""
+    merged = OmegaConf.merge(OmegaConf.structured(Config), json.loads(text))
+    return validate(OmegaConf.to_object(merged))  # type: ignore[arg-type]
+
+
+def _named_source(word: str, conf: Path) -> list[str]:
+    """`model=org/name` and `data=rows.jsonl` become the group's open choice plus the name."""
+    group, _, value = word.partition("=")
+    opened = {"model": ("hf", "model.name"), "data": ("custom", "data.source")}
+    if group not in opened or value in _options(conf, group):
+        return [word]
+    if "/" in value or Path(value).expanduser().exists() or Path(value).suffix:
+        choice, key = opened[group]
+        return [f"{group}={choice}", f"{key}={value!r}"]
+    return [word]
+
+
+def _options(conf: Path, group: str) -> list[str]:
+    return sorted(path.stem for path in (conf / group).glob("*.yaml"))
+
+
+def _explain(error: Exception, overrides: Sequence[str], conf: Path) -> str:
+    """One sentence for what Hydra or OmegaConf refused, with the valid choices."""
+    for word in overrides:
+        key, _, value = word.lstrip("+~").partition("=")
+        if (conf / key).is_dir() and value not in _options(conf, key):
+            choices = ", ".join(_options(conf, key))
+            return f"{word}: {key} has no choice '{value}'; choose from {choices}"
+        section, problem = _unknown_key(key, conf)
+        if problem:
+            return f"{word}: unknown key '{key}'; {section} has {problem}"
+    reason = str(error.__cause__ or error).split("\n    full_key: ")
+    return " ".join([*reason[0].split(), *(f"({key.split()[0]})" for key in reason[1:])])
+
+
+def _unknown_key(key: str, conf: Path) -> tuple[str, str]:
+    """(section, its keys) when a dotted key is not in the default configuration, else empty."""
+    node: Any = hydra_compose("config")
+    walked: list[str] = []
+    for name in key.split("."):
+        known = list(node) if isinstance(node, DictConfig) else []
+        if name not in known and not (conf / key).is_dir():
+            if not walked:
+                known = sorted({*known, *(item.name for item in fields(Config))})
+            return ".".join(walked) or "the configuration", ", ".join(map(str, known))
+        node = node.get(name) if name in known else None
+        walked.append(name)
+    return "", ""

@@ -1,0 +1,1 @@
+"""The Flower ServerApp: compose, start, run rounds, evaluate, checkpoint, report."""

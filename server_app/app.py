@@ -1,0 +1,21 @@
+"""The ServerApp that Flower loads."""
+
+import shlex
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedtuners.config import compose
+from server_app.run import run
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Compose the configuration from the run's overrides, and run it."""
+    overrides = shlex.split(str(context.run_config.get("overrides", "")))
+    run(compose(overrides, CONF), grid, str(context.run_id))

@@ -1,0 +1,138 @@
+"""What a run says of itself: a line per round, metrics.jsonl, TensorBoard, a plot, the summary."""
+
+import time
+from collections.abc import Mapping
+from logging import INFO
+from statistics import fmean
+from typing import Any
+
+from flwr.common import log
+
+from server_app.folder import RunFolder
+from strategies.base import RoundReport
+from strategies.exchange import Traffic
+
+
+class Reporter:
+    """Observes the rounds of one run and writes its folder."""
+
+    def __init__(self, folder: RunFolder, metric: str, traffic: Traffic) -> None:
+        self.folder, self.metric, self.traffic = folder, metric, traffic
+        self.started = time.monotonic()
+        self.seconds = {"training": 0.0, "evaluation": 0.0}
+        self.by_round: dict[int, float] = {}
+        self.restore()
+
+    def restore(self) -> None:
+        """Take up the rounds that an interrupted run already wrote."""
+        for line in self.folder.read_metrics():
+            if "client" not in line:
+                self.by_round |= {line["round"]: line[self.metric]} if self.metric in line else {}
+                self.seconds["training"] += line["training_seconds"]
+                self.seconds["evaluation"] += line["evaluation_seconds"]
+
+    def __call__(self, report: RoundReport) -> None:
+        """Record one finished round."""
+        self.seconds["training"] += report.train_seconds
+        self.seconds["evaluation"] += report.evaluate_seconds
+        if self.metric in report.metrics:
+            self.by_round[report.round] = float(report.metrics[self.metric])
+        lines = [*self._client_lines(report), self._round_line(report)]
+        self.folder.append_metrics(lines)
+        self._tensorboard(report)
+        log(INFO, "%s", self._sentence(report))
+
+    def _client_lines(self, report: RoundReport) -> list[dict[str, Any]]:
+        return [
+            {"round": report.round, "client": update.client}
+            | update.metrics
+            | {
+                "up": self.traffic.up[report.round].get(update.client, 0),
+                "down": self.traffic.down[report.round].get(update.client, 0),
+            }
+            for update in report.updates
+        ]
+
+    def _round_line(self, report: RoundReport) -> dict[str, Any]:
+        return (
+            {"round": report.round}
+            | report.metrics
+            | {
+                "replies": len(report.updates),
+                "problems": {str(client): why for client, why in report.problems.items()},
+                "training_seconds": round(report.train_seconds, 3),
+                "evaluation_seconds": round(report.evaluate_seconds, 3),
+            }
+        )
+
+    def _sentence(self, report: RoundReport) -> str:
+        score = report.metrics.get(self.metric)
+        measured = "" if score is None else f", {self.metric} {score:.3f}"
+        if report.round == 0:
+            return f"round 0: before training{measured} ({report.evaluate_seconds:.1f} s)"
+        loss = fmean(float(update.metrics["loss"]) for update in report.updates)
+        return (
+            f"round {report.round}: {len(report.updates)} clients, loss {loss:.3f}{measured} "
+            f"({report.train_seconds:.1f} s training, {report.evaluate_seconds:.1f} s evaluation)"
+        )
+
+    def _tensorboard(self, report: RoundReport) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        with SummaryWriter(str(self.folder.path / "tensorboard")) as writer:
+            for name, value in report.metrics.items():
+                writer.add_scalar(f"global/{name}", float(value), report.round)
+            for update in report.updates:
+                loss = float(update.metrics["loss"])
+                writer.add_scalar(f"client/{update.client}/loss", loss, report.round)
+
+    def finish(self, about: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the plot and summary.json; returns the summary."""
+        rounds = sorted(self.by_round)
+        values = [self.by_round[number] for number in rounds]
+        summary = dict(about) | {
+            "metric": self.metric,
+            "initial": values[0],
+            "final": values[-1],
+            "by_round": {str(number): self.by_round[number] for number in rounds},
+            "bytes": count(self.traffic),
+            "seconds": {"total": round(time.monotonic() - self.started, 2)}
+            | {name: round(value, 2) for name, value in self.seconds.items()},
+        }
+        plot(self.folder, self.metric, self.by_round)
+        self.folder.write_json("summary.json", summary)
+        return summary
+
+
+def count(traffic: Traffic) -> dict[str, int]:
+    """Bytes by purpose; the rounds' are means over the clients and rounds that took part."""
+
+    def mean(direction: dict[int, dict[int, int]]) -> int:
+        sizes = [size for r, clients in direction.items() if r > 0 for size in clients.values()]
+        return round(fmean(sizes)) if sizes else 0
+
+    def total(direction: dict[int, dict[int, int]], rounds: set[int]) -> int:
+        return sum(sum(direction[r].values()) for r in rounds if r in direction)
+
+    rounds = set(traffic.down) | set(traffic.up)
+    return {
+        "up_per_client_round": mean(traffic.up),
+        "down_per_client_round": mean(traffic.down),
+        "initialisation": total(traffic.down, {0}) + total(traffic.up, {0}),
+        "total": total(traffic.down, rounds) + total(traffic.up, rounds),
+    }
+
+
+def plot(folder: RunFolder, metric: str, by_round: Mapping[int, float]) -> None:
+    """Draw the metric by round into metric.png."""
+    from matplotlib.figure import Figure  # slow to import
+
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    rounds = sorted(by_round)
+    axes.plot(rounds, [by_round[number] for number in rounds], marker="o")
+    axes.set_xlabel("round")
+    axes.set_ylabel(metric.replace("_", " "))
+    axes.set_xticks(rounds)
+    axes.grid(alpha=0.3)
+    figure.savefig(folder.path / "metric.png", dpi=150)

@@ -1,0 +1,1 @@
+"""Aggregation methods as Flower strategies over pure tensor functions."""

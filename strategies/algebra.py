@@ -1,0 +1,325 @@
+"""Pure tensor functions of aggregation: weighted means, exact residuals, stacks of thin factors.
+
+A state is the named tensors that one participant holds; a low-rank matrix is a pair of thin
+factors (L, R) that stands for the product L R. Nothing here knows of messages or of models.
+
+References: FedAvg, https://arxiv.org/abs/1602.05629; FedEx-LoRA, https://arxiv.org/abs/2410.09432;
+FLoRA, https://arxiv.org/abs/2409.05976.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+LowRank = tuple[Tensor, Tensor]
+"""(L, R) of shapes (m, k) and (k, n), for the m×n matrix L R."""
+Expected = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+"""The shape and the dtype that each name of a state must have."""
+
+
+def num_example_weights(counts: Sequence[int]) -> list[float]:
+    """Return the FedAvg weights p_i = n_i / Σ n_j, which sum to one.
+
+    Raises
+    ------
+    ValueError
+        If a count is negative or not finite, or if no client has an example.
+    """
+    total = math.fsum(counts)
+    if not math.isfinite(total) or any(count < 0 for count in counts):
+        raise ValueError(f"numbers of examples must be finite and at least 0, but are {counts}.")
+    if total == 0:
+        raise ValueError("no client has an example, so there is nothing to weigh the clients by.")
+    return [count / total for count in counts]
+
+
+class StreamingMean:
+    """The weighted mean Σ w_i x_i / Σ w_i of one round's states, taken in one at a time.
+
+    Memory does not grow with the number of clients: one float64 per number of the state. Make a
+    new one for each round, so that no earlier upload can enter a later mean.
+
+    Sums are kept in float64 and cast to each tensor's own dtype at the end. Hence the mean of one
+    state is that state bit for bit (float64 tensors: to a rounding error), the mean of two does
+    not depend on their order, and that of more depends on it by some 1e-16 of the largest term:
+    the last bit of a float32 or bfloat16 result differs about never, but may. Add the clients
+    in a fixed order where a run must repeat bit for bit.
+    """
+
+    def __init__(self) -> None:
+        self._sums: State = {}
+        self._weights: list[float] = []
+        self._expected: Expected = {}
+
+    def add(self, state: State, weight: float) -> None:
+        """Take in one state; a state that is refused leaves the mean as it was.
+
+        Raises
+        ------
+        ValueError
+            If the weight is negative or not finite, or if the state holds integers, NaN or
+            infinity, or differs from the first one in names, shapes or dtypes.
+        """
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"a weight must be finite and at least 0, but is {weight}.")
+        expected = self._expected if self._weights else signature(state)
+        problem = problems(state, expected) or _non_floating(state)
+        if problem:
+            raise ValueError(problem)
+        self._expected = expected
+        for name, tensor in state.items():
+            term = torch.mul(tensor.detach().double(), weight)
+            self._sums[name] = self._sums[name].add_(term) if self._weights else term
+        self._weights.append(weight)
+
+    def result(self) -> State:
+        """Return the mean of what was added, each tensor in its own dtype.
+
+        Raises
+        ------
+        ValueError
+            If nothing was added, or only states of weight 0.
+        """
+        total = math.fsum(self._weights)
+        if total == 0:
+            raise ValueError("there is no mean of no states, nor of states that all have weight 0.")
+        return {
+            name: (values / total).to(self._expected[name][1])
+            for name, values in self._sums.items()
+        }
+
+
+def weighted_mean(states: Sequence[State], weights: Sequence[float]) -> State:
+    """Return Σ w_i x_i / Σ w_i, tensor by tensor; see `StreamingMean` for what is exact.
+
+    Raises
+    ------
+    ValueError
+        If there is no state, not one weight a state, or a state that `StreamingMean` refuses.
+    """
+    _check_count(len(states), weights)
+    mean = StreamingMean()
+    for state, weight in zip(states, weights, strict=True):
+        mean.add(state, weight)
+    return mean.result()
+
+
+def residual(
+    client_factors: Sequence[LowRank], weights: Sequence[float], mean_factors: LowRank
+) -> LowRank:
+    """Return Σ p_i L_i R_i − L̄ R̄ as thin factors (FedEx-LoRA, arXiv 2410.09432).
+
+    Adding it to the base weight makes averaging exact: W0 + residual + L̄ R̄ = W0 + Σ p_i L_i R_i.
+    The orientation is that of `torch.nn.Linear`, out_features × in_features.
+
+    For LoRA with L̄ = Σ p_i L_i and R̄ = Σ p_i R_i the residual is Σ p_i (L_i − L̄)(R_i − R̄) and
+    its rank is at most (k−1)r: none for one client or for equal R_i. Means rounded to float32 or
+    float64 keep this, see `compress`. What a coarser mean, in bfloat16, has lost to rounding is
+    real: it stays in the residual, which makes up for it at a rank of up to (k+1)r.
+
+    Parameters
+    ----------
+    client_factors : Sequence[LowRank]
+        Each client's (L_i, R_i), of shapes (m, r_i) and (r_i, n).
+    weights : Sequence[float]
+        p_i, which sum to one.
+    mean_factors : LowRank
+        (L̄, R̄) as the clients will receive them, of shapes (m, r) and (r, n).
+
+    Returns
+    -------
+    LowRank
+        Factors in float32 (float64 if an input is). To truncate it, `compress` it to a rank.
+
+    Raises
+    ------
+    ValueError
+        If the weights do not sum to one or do not fit the clients, or if shapes do not agree.
+    """
+    _check_count(len(client_factors), weights)
+    if not math.isclose(math.fsum(weights), 1.0, rel_tol=1e-9) or min(weights) < 0:
+        raise ValueError(
+            f"the weights of a residual must be at least 0 and sum to 1, but are {list(weights)}: "
+            "take num_example_weights of the numbers of examples."
+        )
+    factors = [*client_factors, mean_factors]
+    dtype = _result_dtype(factors)
+    # Both parts nearly cancel, so nothing is rounded below float64 before the SVD.
+    difference = stack([(L.double(), R.double()) for L, R in factors], [*weights, -1.0])
+    thin, _ = compress(difference, tolerance=_tolerance(difference, dtype))
+    return thin[0].to(dtype), thin[1].to(dtype)
+
+
+def compress(
+    factors: LowRank, rank: int | None = None, tolerance: float | None = None
+) -> tuple[LowRank, float]:
+    """Return the fewest columns for L R, at most `rank`, and the Frobenius norm of what is lost.
+
+    QR of both factors, then the SVD of the small core, in float64: the m×n matrix is never made.
+    Each factor carries the square roots of the singular values, so both have the same scale.
+
+    Parameters
+    ----------
+    factors : LowRank
+        (L, R) of shapes (m, k) and (k, n).
+    rank : int | None
+        The most columns to keep: the best approximation of that rank (Eckart–Young).
+    tolerance : float | None
+        Singular values up to tolerance·‖L‖‖R‖ (Frobenius) count as zero. The scale is that of the
+        factors, not of the largest singular value, since factors may cancel down to pure rounding
+        error. Default: the machine epsilon of the result's dtype. By Weyl's inequality nothing
+        that the rounding of L or R to that dtype brings in exceeds it. For float64 results it is
+        (m + n + k) times that, for the error of the QR and SVD themselves.
+
+    Returns
+    -------
+    tuple[LowRank, float]
+        Factors in float32 (float64 if an input is), and √Σσ² over the discarded σ.
+
+    Raises
+    ------
+    ValueError
+        If the rank is negative, the shapes do not agree or a value is NaN or infinite.
+    """
+    if rank is not None and rank < 0:
+        raise ValueError(f"a rank must be at least 0, but is {rank}.")
+    _check_factors([factors])
+    dtype = _result_dtype([factors])
+    L, R = (factor.detach().double() for factor in factors)
+    check_finite({"L": L, "R": R})
+    if tolerance is None:
+        tolerance = _tolerance((L, R), dtype)
+    scale = float(torch.linalg.norm(L) * torch.linalg.norm(R))
+    left, left_core = torch.linalg.qr(L)
+    right, right_core = torch.linalg.qr(R.T)
+    U, sigma, Vh = torch.linalg.svd(left_core @ right_core.T, full_matrices=False)
+    kept = int((sigma > tolerance * scale).sum())
+    kept = kept if rank is None else min(kept, rank)
+    root = sigma[:kept].sqrt()
+    thin = (left @ U[:, :kept] * root).to(dtype), ((right @ Vh[:kept].T * root).T).to(dtype)
+    return thin, float(torch.linalg.norm(sigma[kept:]))
+
+
+def stack(factors: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
+    """Return Σ w_i L_i R_i as one pair of factors, side by side (FLoRA, arXiv 2409.05976).
+
+    The weights, of any sign, are shared out as √|w_i| on each side, which keeps ‖L‖‖R‖, and with
+    it the rounding error, from growing with the number of clients.
+
+    Returns
+    -------
+    LowRank
+        Shapes (m, Σk_i) and (Σk_i, n), in float32 (float64 if an input is).
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to stack, not one weight a pair, or if shapes do not agree.
+    """
+    _check_count(len(factors), weights)
+    _check_factors(factors)
+    dtype = _result_dtype(factors)
+    roots = [math.sqrt(abs(weight)) for weight in weights]
+    left = [
+        L.detach().double() * math.copysign(root, weight)
+        for (L, _), root, weight in zip(factors, roots, weights, strict=True)
+    ]
+    right = [R.detach().double() * root for (_, R), root in zip(factors, roots, strict=True)]
+    return torch.cat(left, dim=1).to(dtype), torch.cat(right, dim=0).to(dtype)
+
+
+def add(*terms: LowRank) -> LowRank:
+    """Return the sum of low-rank matrices, such as the residuals of several rounds, compressed.
+
+    Raises
+    ------
+    ValueError
+        If there is no term, if shapes do not agree or a value is NaN or infinite.
+    """
+    return compress(stack(terms, [1.0] * len(terms)))[0]
+
+
+def dense(factors: LowRank) -> Tensor:
+    """Return the m×n matrix L R, in float32 (float64 if an input is)."""
+    L, R = factors
+    dtype = _result_dtype([factors])
+    return L.to(dtype) @ R.to(dtype)
+
+
+def signature(state: State) -> Expected:
+    """Return the shape and the dtype of each tensor, for `problems` to hold others against."""
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
+
+
+def problems(state: State, expected: Expected) -> str | None:
+    """Return one sentence on the first tensor, by name, that is not as expected; None if all are.
+
+    Looks for missing and unexpected names first, then for wrong shapes and dtypes, then for NaN
+    and infinity.
+    """
+    for name in sorted(expected.keys() - state.keys()):
+        return f"tensor {name!r} is missing."
+    for name in sorted(state.keys() - expected.keys()):
+        return f"tensor {name!r} is unexpected."
+    for name, (shape, dtype) in sorted(expected.items()):
+        tensor = state[name]
+        if tuple(tensor.shape) != tuple(shape):
+            return f"tensor {name!r} has shape {tuple(tensor.shape)} instead of {tuple(shape)}."
+        if tensor.dtype != dtype:
+            return f"tensor {name!r} is {tensor.dtype} instead of {dtype}."
+    return _non_finite(state)
+
+
+def check_finite(state: State) -> None:
+    """Raise a ValueError that names the first tensor, by name, with NaN or infinity in it."""
+    problem = _non_finite(state)
+    if problem:
+        raise ValueError(problem)
+
+
+def _non_finite(state: State) -> str | None:
+    for name, tensor in sorted(state.items()):
+        bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+        if bad:
+            return f"tensor {name!r} has {bad} NaN or infinite of {tensor.numel()} values."
+    return None
+
+
+def _non_floating(state: State) -> str | None:
+    for name, tensor in sorted(state.items()):
+        if not tensor.is_floating_point():
+            return f"tensor {name!r} is {tensor.dtype}, and only floating point can be averaged."
+    return None
+
+
+def _check_count(number: int, weights: Sequence[float]) -> None:
+    if number == 0:
+        raise ValueError("there is nothing to aggregate: no client sent anything.")
+    if number != len(weights):
+        raise ValueError(f"there are {len(weights)} weights for {number} terms; give one a term.")
+
+
+def _check_factors(factors: Sequence[LowRank]) -> None:
+    rows, columns = factors[0][0].shape[0], factors[0][1].shape[-1]
+    for i, (L, R) in enumerate(factors):
+        fits = L.ndim == R.ndim == 2 and L.shape[1] == R.shape[0]
+        if not fits or (L.shape[0], R.shape[1]) != (rows, columns):
+            raise ValueError(
+                f"factors {i} have shapes {tuple(L.shape)} and {tuple(R.shape)} "
+                f"instead of ({rows}, k) and (k, {columns})."
+            )
+
+
+def _result_dtype(factors: Sequence[LowRank]) -> torch.dtype:
+    # Half precision would lose much of a small residual, so results are float32 at least.
+    dtypes = [factor.dtype for pair in factors for factor in pair]
+    return reduce(torch.promote_types, dtypes, torch.float32)
+
+
+def _tolerance(factors: LowRank, dtype: torch.dtype) -> float:
+    (m, k), n = factors[0].shape, factors[1].shape[1]
+    return max(torch.finfo(dtype).eps, (m + n + k) * torch.finfo(torch.float64).eps)

@@ -1,0 +1,263 @@
+"""What every aggregation method shares: which tensors travel, the round loop, the refusals.
+
+A method is a subclass that says how good updates become the new global tensors (`combine`), whether
+that is linear in the upload, and which adapters it is for. The loop is our own because Flower's
+neither resumes nor stops early, and lets a round without a single good reply pass in silence.
+"""
+
+import random
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from logging import INFO, WARNING
+from typing import ClassVar
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.common import log
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from hydra.utils import get_class
+
+from fedtuners.adapters import Adapter
+from fedtuners.config import Config, ConfigError, FederationConfig
+from strategies.algebra import Expected, State, num_example_weights, problems, signature
+from strategies.exchange import Exchange, TooFewRepliesError
+from strategies.messages import DIGEST, TRAIN, Metrics, Piece, Reply, read_reply
+from strategies.packing import content_hash, manifest, pack, unpack
+
+
+@dataclass
+class Update:
+    """One client's good answer: its tensors by name, its weight, what it measured."""
+
+    client: int
+    state: State
+    examples: int
+    metrics: Metrics
+
+
+@dataclass
+class RoundReport:
+    """What an observer learns when a round is over (round 0: the start)."""
+
+    round: int
+    updates: list[Update] = field(default_factory=list)
+    problems: dict[int, str] = field(default_factory=dict)  # client → why it did not count
+    metrics: Metrics = field(default_factory=dict)  # of the evaluated global model, if it was
+    train_seconds: float = 0.0  # from sending to the last answer
+    evaluate_seconds: float = 0.0
+    last: bool = False
+
+
+Observer = Callable[[RoundReport], None]
+
+
+def strategy_class(config: Config) -> "type[AdapterStrategy]":
+    """The class that `strategy` names; only one of this package, whoever sent the configuration."""
+    target = str(config.strategy.get("_target_", ""))
+    if not target.startswith("strategies."):
+        raise ConfigError(f"strategy._target_={target} is not a class of strategies")
+    found: type[AdapterStrategy] = get_class(target)
+    return found
+
+
+def wire_dtype(federation: FederationConfig) -> torch.dtype | None:
+    """The dtype in which float32 tensors travel, when it is not their own."""
+    return torch.bfloat16 if federation.wire_dtype == "bfloat16" else None
+
+
+class AdapterStrategy(Strategy):
+    """Federated averaging of adapter tensors, packed into one array per dtype.
+
+    Parameters
+    ----------
+    adapter
+        The adapter method in use.
+    """
+
+    linear: ClassVar[bool]  # the result is a weighted sum of the uploads: masks and noise add up
+    only_linear_factor: ClassVar[bool] = False  # clients train the adapter's linear factor alone
+
+    def __init__(self, adapter: Adapter) -> None:
+        self.adapter = adapter
+        self.state: State = {}
+        self.shared: dict[str, State] = {}  # content hash → tensors every participant must hold
+        self.completed = 0
+        self.report = RoundReport(0)
+        self.best: tuple[float, int] = (float("-inf"), 0)  # (metric, its round)
+        self.observers: list[Observer] = []
+        self.check(adapter)
+
+    def check(self, adapter: Adapter) -> None:
+        """Raise ValueError when the method cannot aggregate this adapter."""
+
+    @abstractmethod
+    def combine(self, updates: Sequence[Update], weights: Sequence[float]) -> State:
+        """The new global trainable tensors; may `share` what every participant must add."""
+
+    def setup(
+        self, exchange: Exchange, federation: FederationConfig, metric: str, seed: int
+    ) -> None:
+        """Connect to the clients; once, before `start`."""
+        self.exchange, self.federation = exchange, federation
+        self.metric, self.seed = metric, seed
+        for digest, state in self.shared.items():
+            exchange.pieces[digest] = Piece(manifest(state), pack(state))
+
+    def share(self, state: State, start: bool = False) -> None:
+        """Add tensors that every participant must hold from now on; they are sent once to each.
+
+        `start`: their bytes belong to the start of the run, not to a round.
+        """
+        digest = content_hash(state)[:DIGEST]
+        self.shared[digest] = state
+        self.exchange.pieces[digest] = Piece(manifest(state), pack(state))
+        if start:
+            self.exchange.start.add(digest)
+
+    # Flower's interface
+
+    def summary(self) -> None:
+        """Log what is about to run."""
+        numbers = sum(tensor.numel() for tensor in self.state.values())
+        log(INFO, "%s on %s: %s numbers a client", type(self).__name__, self.adapter.name, numbers)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """A training request for each sampled client."""
+        return [
+            self.exchange.message(
+                TRAIN, client, server_round, pieces=list(self.shared), arrays=arrays
+            )
+            for client in self.sample(server_round)
+        ]
+
+    def sample(self, server_round: int) -> list[int]:
+        """The clients of a round: the same for the same seed, whatever happened before."""
+        clients = sorted(self.exchange.nodes)
+        count = max(1, round(self.federation.fraction * len(clients)))
+        return sorted(random.Random(f"{self.seed}/{server_round}").sample(clients, count))
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Accept or refuse each reply, combine the accepted ones, and pack the result.
+
+        Raises
+        ------
+        TooFewRepliesError
+            If fewer than `federation.minimum_replies` are accepted.
+        """
+        updates: list[Update] = []
+        expected = signature(self.state)
+        for message in replies:
+            reply = read_reply(message.content)
+            try:
+                updates.append(self._accept(reply, expected))
+            except ValueError as refused:
+                self.report.problems[reply.client] = str(refused)
+                log(WARNING, "round %s: client %s refused: %s", server_round, reply.client, refused)
+        if len(updates) < self.federation.minimum_replies:
+            problems_by_client = sorted(self.report.problems.items())
+            reasons = "; ".join(f"client {client}: {why}" for client, why in problems_by_client)
+            raise TooFewRepliesError(
+                f"round {server_round} has {len(updates)} good replies and needs "
+                f"{self.federation.minimum_replies} (federation.minimum_replies): {reasons}"
+            )
+        self.report.updates = updates
+        weights = num_example_weights([update.examples for update in updates])
+        self.state = self.combine(updates, weights)
+        return self.packed(), MetricRecord({"replies": len(updates)})
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """No messages: evaluation costs no message of its own."""
+        return []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Nothing to aggregate."""
+        return None
+
+    # The round loop
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run rounds `completed + 1 … num_rounds`; `timeout` is the deadline of one round.
+
+        Raises
+        ------
+        TooFewRepliesError
+            If a round has fewer good replies than `federation.minimum_replies`.
+        """
+        self.summary()
+        result = Result()
+        arrays = initial_arrays
+        if self.completed == 0:
+            self.report = RoundReport(0)
+            self._finish(arrays, result, evaluate_fn)
+        for server_round in range(self.completed + 1, num_rounds + 1):
+            self.report = RoundReport(server_round, last=server_round == num_rounds)
+            started = time.monotonic()
+            messages = self.configure_train(server_round, arrays, ConfigRecord(), grid)
+            replies, self.report.problems = self.exchange.ask(messages, server_round, timeout)
+            self.report.train_seconds = time.monotonic() - started
+            arrays = self.aggregate_train(server_round, replies)[0] or arrays
+            self.completed = server_round
+            self._finish(arrays, result, evaluate_fn)
+            if self._stale():
+                log(INFO, "no better %s since round %s: stopping", self.metric, self.best[1])
+                break
+        result.arrays = arrays
+        return result
+
+    def packed(self) -> ArrayRecord:
+        """The global trainable tensors as they travel."""
+        return pack(self.state, wire_dtype(self.federation))
+
+    def _accept(self, reply: Reply, expected: Expected) -> Update:
+        if reply.arrays is None:
+            raise ValueError("its reply carries no tensors")
+        state = unpack(reply.arrays, manifest(self.state, wire_dtype(self.federation)))
+        if problem := problems(state, expected):
+            raise ValueError(problem)
+        examples = int(reply.metrics.get("num-examples", 0))
+        if examples <= 0:
+            raise ValueError("its reply counts no examples")
+        return Update(reply.client, state, examples, reply.metrics)
+
+    def _finish(
+        self,
+        arrays: ArrayRecord,
+        result: Result,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None,
+    ) -> None:
+        """Evaluate the global model, remember the best round, tell the observers."""
+        report, started = self.report, time.monotonic()
+        measured = evaluate_fn(report.round, arrays) if evaluate_fn else None
+        report.evaluate_seconds = time.monotonic() - started
+        if measured is not None:
+            report.metrics = dict(measured.items())
+            result.evaluate_metrics_serverapp[report.round] = measured
+            value = float(report.metrics[self.metric])
+            if value > self.best[0]:
+                self.best = (value, report.round)
+        for observer in self.observers:
+            observer(report)
+
+    def _stale(self) -> bool:
+        patience = self.federation.patience
+        return patience is not None and self.completed - self.best[1] >= patience

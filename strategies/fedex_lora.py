@@ -1,0 +1,50 @@
+"""FedEx-LoRA: FedAvg made exact by a residual (arXiv:2410.09432).
+
+ΔW_res = Σ p_i ΔW_i − ΔW(mean of the factors) is added to the frozen weight of every participant.
+It has rank at most (k−1)·r for k clients of LoRA rank r, so it is kept and sent as thin factors,
+never as an m×n matrix. It needs each client's own factors: not linear in the upload.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from fedtuners.adapters import Adapter, by_module
+from fedtuners.adapters.residual import LEFT, RIGHT
+from strategies.algebra import State, compress, residual, weighted_mean
+from strategies.base import AdapterStrategy, Update
+
+
+class FedExLora(AdapterStrategy):
+    """Average every factor, and give everybody what the average misses.
+
+    Parameters
+    ----------
+    adapter
+        The adapter method in use.
+    residual_rank
+        Truncate each module's residual to this rank; None keeps it exact.
+    """
+
+    linear: ClassVar[bool] = False
+
+    def __init__(self, adapter: Adapter, residual_rank: int | None = None) -> None:
+        super().__init__(adapter)
+        self.residual_rank = residual_rank
+
+    def combine(self, updates: Sequence[Update], weights: Sequence[float]) -> State:
+        """The mean of the factors; shares Σ p_i L_i R_i − L̄ R̄ of every module."""
+        mean = weighted_mean([update.state for update in updates], weights)
+        uploads = [by_module(update.state) for update in updates]
+        missed: State = {}
+        for module, factors in by_module(mean).items():
+            if not factors.keys() <= set(self.adapter.factors):
+                continue  # a task head: averaging is all there is to it
+            missing = residual(
+                [self.adapter.low_rank(upload[module]) for upload in uploads],
+                weights,
+                self.adapter.low_rank(factors),
+            )
+            (L, R), _ = compress(missing, self.residual_rank)
+            missed |= {f"{module}.{LEFT}": L, f"{module}.{RIGHT}": R}
+        self.share(missed)
+        return mean
