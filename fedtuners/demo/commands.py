@@ -22,7 +22,7 @@ Split = Literal["pretrain", "train", "test", "old"]
 
 KINDS = ("name", "count", "clock", "day", "span", "code")
 OMIT_SLOT = 0.15
-LITERAL = 0.4
+LITERAL = 0.5
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ def _value(kind: str, held_out: bool, rng: random.Random) -> str:
 def _any_value(kind: str, rng: random.Random) -> str:
     match kind:
         case "name":
-            return "".join(_syllable(rng) for _ in range(rng.choice((2, 2, 3))))
+            return _syllable(rng) + _syllable(rng)
         case "title":
-            return " ".join(rng.sample(lexicon.WORDS, rng.choice((1, 2, 2, 3))))
+            return " ".join(rng.sample(lexicon.WORDS, rng.choice((1, 2))))
         case "count":
             return str(rng.randrange(2, 100))
         case "clock":

@@ -22,6 +22,7 @@ OPENINGS = (
 )
 ENDINGS = (*("" for _ in range(6)), "please", "thanks", "for me", "now", "if you can", "thank you")
 ACTIONS = ("{} a {}", "{} the {}", "{} my {}", "{} {}", "{} one {}", "{} that {}", "{} our {}")
+# How the clauses of an intent whose words are its own keys may run.
 LITERAL = ("{} {{}}", "the {} {{}}", "with {} {{}}", "its {} is {{}}", "{{}} {}", "for {} {{}}")
 
 # role: (kind of its value, argument keys, clauses that state it)
@@ -122,47 +123,47 @@ def _groups(text: str) -> tuple[tuple[str, ...], ...]:
 
 DOMAINS = (
     Domain(
-        (_BOOK, _FIND, _STOP, _MOVE),
+        (_BOOK, _STOP),
         _groups("table/dinner room/suite hotel/stay cabin/lodge camp/tent desk/office"),
         ("place", "people", "time", "day", "span", "price", "person"),
     ),
     Domain(
-        (_BOOK, _FIND, _STOP, _CHECK, _BUY),
+        (_BUY, _FIND),
         _groups("flight/plane train/rail bus/coach taxi/cab ferry/boat trip/tour"),
         ("origin", "target", "people", "time", "day", "price", "code"),
     ),
     Domain(
-        (_MAKE, _STOP, _MOVE, _BOOK, _CHECK),
+        (_MAKE, _MOVE),
         _groups("meeting/call event/party task/todo alarm/alert lesson/class interview/talk"),
         ("title", "person", "time", "day", "span", "place", "people"),
     ),
     Domain(
-        (_SEND, _SAVE, _FIND, _MAKE, _STOP),
+        (_SEND, _SAVE),
         _groups("message/text email/letter photo/picture file/document report/memo list/page"),
         ("target", "person", "title", "day", "time", "code", "quantity"),
     ),
     Domain(
-        (_PLAY, _FIND, _SAVE, _STOP),
+        (_PLAY, _STOP),
         _groups("song/track album/record film/movie podcast/show game/match radio/station"),
         ("title", "person", "span", "level", "place", "quantity", "time"),
     ),
     Domain(
-        (_TURN, _CHECK, _PLAY, _MOVE),
+        (_TURN, _CHECK),
         _groups("heater/oven lamp/bulb fan/cooler door/gate camera/sensor screen/display"),
         ("level", "place", "time", "span", "code", "title"),
     ),
     Domain(
-        (_BUY, _FIND, _STOP, _CHECK, _SEND),
+        (_BUY, _FIND),
         _groups("shoes/boots phone/mobile book/novel cake/bread flowers/roses shirt/coat"),
         ("title", "quantity", "price", "target", "day", "code", "place"),
     ),
     Domain(
-        (_PAY, _CHECK, _SEND, _MAKE, _STOP),
+        (_PAY, _CHECK),
         _groups("bill/invoice rent/lease loan/credit card/account gift/bonus fine/tax"),
         ("person", "price", "day", "code", "target", "origin", "title"),
     ),
     Domain(
-        (_CHECK, _FIND, _SAVE, _MOVE),
+        (_CHECK, _SAVE),
         _groups("weather/forecast news/story map/route score/result stock/share traffic/road"),
         ("place", "day", "time", "title", "span", "origin", "level"),
     ),
@@ -250,5 +251,5 @@ weak early late north south east west above below across behind beside between u
 walk jump swim climb throw catch carry build break repair clean wash cook bake grow cut fold lift
 press pull shake smile sleep speak stand study teach think travel wait wander watch wear win wonder
 check mark test count size number order sort name key code lock level range limit share group team
-""".split()
-WORDS = tuple(sorted({*_EVERYDAY, *re.findall("[a-z]{2,}", str(NEW))}))
+"""
+WORDS = tuple(sorted(set(re.findall("[a-z]{2,}", _EVERYDAY + str(NEW)))))

@@ -10,12 +10,18 @@ from fedtuners.demo.commands import NEW, OLD, Intent, Split, is_held_out
 SPLITS: tuple[Split, ...] = ("pretrain", "train", "test", "old")
 
 
+GOLDEN = (
+    "hold that cut nov 21 unlock its coffee is 61 aug 7 its thanks",
+    "hold_cut(unlock=nov 21, coffee=61, its=aug 7)",
+)
+
+
 def _arguments(output: str) -> dict[str, str]:
     call = re.fullmatch(r"[a-z_]+\((.*)\)", output)
     assert call, output
     pairs = [argument.split("=") for argument in call[1].split(", ")]
     assert all(len(pair) == 2 for pair in pairs), output
-    return {key: value for key, value in pairs}
+    return dict(pairs)
 
 
 def _values(split: Split, count: int = 1500) -> set[str]:
@@ -29,8 +35,10 @@ def test_the_same_arguments_give_the_same_rows(split: Split) -> None:
 
 
 def test_rows_are_these() -> None:
-    """A golden value: the committed model was trained on exactly this generator."""
-    assert rows("train", 1, 0) == [{}]
+    """A golden value: the committed weights were trained on exactly this generator."""
+    row = rows("pretrain", 256, 0)[-1]
+
+    assert (row["instruction"], row["output"]) == GOLDEN
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -66,7 +74,7 @@ def test_new_intents_share_no_name_key_or_action_with_the_old() -> None:
 
 
 def test_intents_are_many_and_named_apart() -> None:
-    assert len(OLD) == len({intent.name for intent in OLD}) > 200
+    assert len(OLD) == len({intent.name for intent in OLD}) > 100
     assert len(NEW) == len(lexicon.NEW) == 8
     for intent in OLD + NEW:
         assert len({slot.key for slot in intent.slots}) == len(intent.slots)
