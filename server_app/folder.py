@@ -5,9 +5,12 @@
 `metrics.jsonl` has a line per round and client, and a line per round with the global metric.
 """
 
+import fcntl
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +58,23 @@ class RunFolder:
             f"resume={config.resume}: no run with a checkpoint there or in {outputs(config)}"
         )
 
+    @property
+    def checkpoint(self) -> Path:
+        """Where its checkpoints lie."""
+        return self.path / "checkpoint"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within it no other process can work on this run; ConfigError when one already does."""
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with its process
+            except BlockingIOError as error:
+                raise ConfigError(
+                    f"another process still works on {self.path}: stop it, or wait for its end"
+                ) from error
+            yield
+
     def point_latest(self) -> None:
         """Make `outputs/latest` this run, in one step."""
         link = self.path.parent / f".latest-{os.getpid()}"
@@ -78,11 +98,15 @@ class RunFolder:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
+        """The lines of metrics.jsonl; one that was cut off while being written is left out."""
         path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line[-1] == "\n"]
+
+    def rewind(self, completed: int) -> None:
+        """Take out of metrics.jsonl what was written after round `completed`."""
+        lines = [line for line in self.read_metrics() if line["round"] <= completed]
+        self.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def outputs(config: Config) -> Path:
