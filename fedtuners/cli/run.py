@@ -31,7 +31,7 @@ def main(parsed: argparse.Namespace) -> int:
     connection = [parsed.connection] if parsed.connection else []
     overrides = shlex.join(parsed.overrides).replace('"', '\\"')
     command = [flwr, "run", parsed.app, *connection, "--stream"]
-    before = _latest(parsed)
+    before = _stamp(_latest(parsed))
     streamed = subprocess.run([*command, "--run-config", f'overrides="{overrides}"'])
     if streamed.returncode:
         return streamed.returncode
@@ -43,9 +43,9 @@ def main(parsed: argparse.Namespace) -> int:
         print(f"run {newest['run-id']} {newest['status']}: {newest.get('status-details', '')}")
         return 1
     folder = _latest(parsed)
-    if folder is None or folder == before:
-        print("the run finished without a run folder on this machine")
-        return 1
+    if folder is None or _stamp(folder) == before:
+        print("the run finished without a run folder on this machine: it is the server's")
+        return 0 if parsed.connection else 1
     show(folder)
     return 0
 
@@ -82,7 +82,7 @@ def table(summary: dict[str, Any], lines: list[dict[str, Any]]) -> Table:
         built.add_row(
             str(line["round"]) if line["round"] else "before",
             "" if score is None else f"{score:.3f}",
-            f"{_mean(clients, 'loss'):.3f}" if clients else "",
+            f"{_mean(clients, 'loss'):.3f}" if clients and "loss" in clients[0] else "",
             f"{_mean(clients, 'up'):,.0f}" if clients else "",
             f"{_mean(clients, 'down'):,.0f}" if clients else "",
             f"{line['training_seconds']:.1f}",
@@ -93,6 +93,12 @@ def table(summary: dict[str, Any], lines: list[dict[str, Any]]) -> Table:
 
 def _mean(lines: list[dict[str, Any]], key: str) -> float:
     return sum(float(line[key]) for line in lines) / len(lines)
+
+
+def _stamp(folder: Path | None) -> tuple[Path | None, int]:
+    """Changes when a run writes its summary, be it into a new folder or a resumed one."""
+    summary = folder / "summary.json" if folder else Path()
+    return folder, summary.stat().st_mtime_ns if summary.is_file() else 0
 
 
 def _latest(parsed: argparse.Namespace) -> Path | None:

@@ -1,0 +1,94 @@
+"""A run's result as files that load without this project: a stock LoRA, or a merged model.
+
+Each is written beside its destination first and moved there whole, so that a full disk or a bad
+rank leaves nothing behind and nothing changed.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from fedtuners.adapters import export_lora
+from fedtuners.config import make_adapter
+from fedtuners.results import Run, saved_residuals, saved_state
+from fedtuners.tasks import make_task, model_path
+from fedtuners.tasks.generation import evaluating
+from fedtuners.tuned import choose_device
+
+
+def to_lora(run: Run, out: Path, max_rank: int | None = None) -> dict[str, float]:
+    """Write the run's adapter, residuals included, as one stock PEFT LoRA; no model is loaded.
+
+    Returns:
+        ‖ΔW − exported‖ / ‖ΔW‖ of each module: 0 unless max_rank truncates.
+
+    Raises:
+        ValueError: when `out` is there already or the rank is below 1.
+    """
+    adapter = make_adapter(run.config)
+    with written_whole(out) as folder:
+        return export_lora(
+            adapter,
+            saved_state(adapter, run.path / "adapter"),
+            folder,
+            task=run.config.data.task,  # type: ignore[arg-type]
+            base_model=model_path(run.config.model.name),
+            residuals=saved_residuals(run.path / "adapter"),
+            max_rank=max_rank,
+        )
+
+
+def to_merged(run: Run, out: Path, device: str | None = None) -> float:
+    """Write base and adapter as one Hugging Face model, with its tokeniser.
+
+    Adapter and residuals are first one LoRA, so that each weight is rounded to its dtype once.
+
+    Returns:
+        The largest difference of a logit, before and after merging, on a short probe.
+    """
+    task = make_task(run.config.data, run.config.data.labels)
+    place = choose_device(device or run.config.device)
+    base, tokenizer = task.load_base(run.config.model, place, run.config.seed)
+    with written_whole(out) as folder, tempfile.TemporaryDirectory() as scratch:
+        to_lora(run, Path(scratch) / "lora")
+        tuned = PeftModel.from_pretrained(base, str(Path(scratch) / "lora")).eval()
+        before = _probe(tuned, tokenizer)
+        merged: Any = tuned.merge_and_unload()
+        difference = float((before - _probe(merged, tokenizer)).abs().max())
+        merged.save_pretrained(str(folder))
+        tokenizer.save_pretrained(str(folder))
+    return difference
+
+
+@contextmanager
+def written_whole(out: Path) -> Iterator[Path]:
+    """A new folder to write into, which becomes `out` when all went well and is gone otherwise.
+
+    Raises:
+        ValueError: when `out` is there already.
+    """
+    if out.exists():
+        raise ValueError(f"{out} is there already: name another folder with --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        yield part
+        part.chmod(0o755)
+        os.rename(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _probe(model: Any, tokenizer: Any) -> torch.Tensor:
+    """Logits on the first tokens of the vocabulary, any of which a model can read."""
+    with evaluating(model) as device:
+        ids = torch.arange(min(32, len(tokenizer)), device=device)[None]
+        logits: torch.Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    return logits.float()
