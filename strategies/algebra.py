@@ -8,7 +8,7 @@ FLoRA, https://arxiv.org/abs/2409.05976.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 
 import torch
@@ -116,15 +116,19 @@ def residual(
     Adding it to the base weight makes averaging exact: W0 + residual + L̄ R̄ = W0 + Σ p_i L_i R_i.
     The orientation is that of `torch.nn.Linear`, out_features × in_features.
 
-    For LoRA with L̄ = Σ p_i L_i and R̄ = Σ p_i R_i the residual is Σ p_i (L_i − L̄)(R_i − R̄) and
-    its rank is at most (k−1)r: none for one client or for equal R_i. Means rounded to float32 or
-    float64 keep this, see `compress`. What a coarser mean, in bfloat16, has lost to rounding is
-    real: it stays in the residual, which makes up for it at a rank of up to (k+1)r.
+    With L̂ = Σ p_i L_i, R̂ = Σ p_i R_i and any one client c it is
+
+        Σ_{i≠c} p_i (L_i − L_c)(R_i − R̂)  +  (L̂ − L̄) R̂  +  L̄ (R̂ − R̄),
+
+    because Σ p_i (R_i − R̂) = 0: a rank of (k−1)r, from subtractions alone. The last two terms are
+    none for averaged LoRA, whose L̄ is L̂ but for rounding. They matter where L̄ R̄ is not made of
+    the means, as with Khatri–Rao factors, and for means that lost more, in bfloat16. Terms that are
+    rounding error are left out, so that one client, or equal R_i, leave nothing.
 
     Parameters
     ----------
     client_factors : Sequence[LowRank]
-        Each client's (L_i, R_i), of shapes (m, r_i) and (r_i, n).
+        Each client's (L_i, R_i), of shapes (m, r) and (r, n).
     weights : Sequence[float]
         p_i, which sum to one.
     mean_factors : LowRank
@@ -133,7 +137,8 @@ def residual(
     Returns
     -------
     LowRank
-        Factors in float32 (float64 if an input is). To truncate it, `compress` it to a rank.
+        Factors of min((k−1)r, m, n) columns, or 2r more, in float32 (float64 if an input is). To
+        truncate them, `compress` them to a rank.
 
     Raises
     ------
@@ -147,11 +152,46 @@ def residual(
             "take num_example_weights of the numbers of examples."
         )
     factors = [*client_factors, mean_factors]
+    _check_factors(factors)
+    if len({L.shape[1] for L, _ in factors}) > 1:
+        raise ValueError("a residual needs factors of one rank: stack those of several ranks.")
     dtype = _result_dtype(factors)
-    # Both parts nearly cancel, so nothing is rounded below float64 before the SVD.
-    difference = stack([(L.double(), R.double()) for L, R in factors], [*weights, -1.0])
-    thin, _ = compress(difference, tolerance=_tolerance(difference, dtype))
-    return thin[0].to(dtype), thin[1].to(dtype)
+    scale = _bound(*mean_factors) + sum(
+        weight * _bound(*pair) for pair, weight in zip(client_factors, weights, strict=True)
+    )
+    smallest = _tolerance(mean_factors, dtype) * scale
+    terms = [
+        (L.to(dtype), R.to(dtype))
+        for L, R in _deviations(client_factors, weights, mean_factors)
+        if _bound(L, R) > smallest
+    ]
+    (m, _), (_, n) = (factor.shape for factor in mean_factors)
+    left = torch.cat([torch.empty(m, 0, dtype=dtype), *(L for L, _ in terms)], dim=1)
+    right = torch.cat([torch.empty(0, n, dtype=dtype), *(R for _, R in terms)], dim=0)
+    check_finite({"L": left, "R": right})
+    return compress((left, right))[0] if left.shape[1] > min(m, n) else (left, right)
+
+
+def _deviations(
+    clients: Sequence[LowRank], weights: Sequence[float], mean: LowRank
+) -> Iterator[LowRank]:
+    """The terms of `residual`, one at a time, in float64, in which what nearly cancels is kept."""
+    L_bar, R_bar = (factor.detach().double() for factor in mean)
+    L_hat, R_hat = torch.zeros_like(L_bar), torch.zeros_like(R_bar)
+    for (L, R), weight in zip(clients, weights, strict=True):
+        L_hat.add_(L.detach(), alpha=weight)
+        R_hat.add_(R.detach(), alpha=weight)
+    last = clients[-1][0].detach().double()
+    for (L, R), weight in zip(clients[:-1], weights[:-1], strict=True):
+        yield weight * (L.detach() - last), R.detach() - R_hat
+    yield L_hat - L_bar, R_hat
+    yield L_bar, R_hat - R_bar
+
+
+def _bound(L: Tensor, R: Tensor) -> float:
+    """‖L‖‖R‖ ≥ ‖L R‖, Frobenius norms."""
+    norms = (torch.linalg.vector_norm(factor, dtype=torch.float64) for factor in (L, R))
+    return math.prod(float(norm) for norm in norms)
 
 
 def compress(
@@ -283,6 +323,9 @@ def check_finite(state: State) -> None:
 
 def _non_finite(state: State) -> str | None:
     for name, tensor in sorted(state.items()):
+        # NaN and infinity survive a sum, which is some ten times faster than looking at each value.
+        if math.isfinite(float(tensor.detach().sum())):
+            continue
         bad = tensor.numel() - int(torch.isfinite(tensor).sum())
         if bad:
             return f"tensor {name!r} has {bad} NaN or infinite of {tensor.numel()} values."

@@ -85,9 +85,13 @@ class BranchLinear(nn.Module, BaseTunerLayer):
             return result
         for adapter_name in self.active_adapters:
             if self.has_branch(adapter_name):
-                branch = self.branch(adapter_name, self._cast_input_dtype(x, self.factor_dtype))
-                result = result + branch.to(result.dtype)
+                x = self._cast_input_dtype(x, self.factor_dtype)
+                result = self.added(adapter_name, x, result)
         return result
+
+    def added(self, adapter_name: str, x: Tensor, result: Tensor) -> Tensor:
+        """result + ΔW x of one adapter, in the result's dtype."""
+        return result + self.branch(adapter_name, x).to(result.dtype)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Adds ΔW of the given (else the active) adapters to the base weight.

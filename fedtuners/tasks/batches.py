@@ -64,13 +64,21 @@ class Batch:
         return Batch(inputs, self.labels.to(device), self.lengths)
 
     def split(self, size: int | None) -> list["Batch"]:
-        """Micro-batches of at most `size` examples; None: the whole batch."""
-        size = size or len(self)
-        return [self._part(slice(start, start + size)) for start in range(0, len(self), size)]
+        """Micro-batches of at most `size` examples, the longest first; None: the whole batch.
 
-    def _part(self, rows: slice) -> "Batch":
-        inputs = {key: value[rows] for key, value in self.inputs.items()}
-        return Batch(inputs, self.labels[rows], self.lengths[rows])
+        Examples of similar length share a part, which is cut to its longest: the same examples and
+        labels with less padding.
+        """
+        if size is None or size >= len(self):
+            return [self]
+        return [self._part(rows) for rows in by_length(self.lengths, size)]
+
+    def _part(self, rows: list[int]) -> "Batch":
+        lengths = tuple(self.lengths[row] for row in rows)
+        longest = max(lengths)
+        inputs = {key: value[rows, :longest] for key, value in self.inputs.items()}
+        labels = self.labels[rows] if self.labels.ndim == 1 else self.labels[rows, :longest]
+        return Batch(inputs, labels, lengths)
 
 
 def collate(items: Sequence[Encoding], pad: int) -> Batch:

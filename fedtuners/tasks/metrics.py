@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 from fedtuners.tasks.answers import same_mathematics, same_number, same_text
 
 Z = 1.959963984540054  # the standard normal's 97.5 % point
+LOWER_IS_BETTER = ("loss", "perplexity")
 
 SAME: dict[str, Callable[[str, str], bool]] = {
     "exact_match": same_text,
@@ -31,7 +32,7 @@ class Metric:
     @property
     def higher_is_better(self) -> bool:
         """False for losses."""
-        return self.name not in ("loss", "perplexity")
+        return self.name not in LOWER_IS_BETTER
 
     def __str__(self) -> str:
         return f"{self.name} {self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n={self.count})"

@@ -6,7 +6,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -21,12 +21,13 @@ from fedtuners.tasks.metrics import Metric, mean_loss, score
 from fedtuners.tasks.models import check_length, load_causal_lm, load_classifier
 
 Rows = Iterable[Mapping[str, Any]]
+Kind = Literal["causal_lm", "classification"]
 
 
 class Task(Protocol):
     """What training and evaluation must know of a task."""
 
-    kind: ClassVar[str]  # "causal_lm" | "classification"
+    kind: ClassVar[Kind]
 
     @property
     def config(self) -> DataConfig:
@@ -63,7 +64,7 @@ class CausalLm:
     """Answer a prompt: trained on the response's tokens, scored by greedy text or likelihood."""
 
     config: DataConfig
-    kind: ClassVar[str] = "causal_lm"
+    kind: ClassVar[Kind] = "causal_lm"
 
     def load_base(
         self, model: ModelConfig, device: str | torch.device = "cpu", seed: int = 0
@@ -121,7 +122,7 @@ class Classification:
 
     config: DataConfig
     labels: tuple[str, ...]
-    kind: ClassVar[str] = "classification"
+    kind: ClassVar[Kind] = "classification"
 
     def load_base(
         self, model: ModelConfig, device: str | torch.device = "cpu", seed: int = 0

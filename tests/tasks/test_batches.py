@@ -74,10 +74,17 @@ def test_micro_batches_are_the_batch_in_parts() -> None:
 
     parts = batch.split(2)
 
-    assert [len(part) for part in parts] == [2, 2, 1]
-    assert torch.equal(torch.cat([part.labels for part in parts]), batch.labels)
-    assert sum(part.tokens for part in parts) == batch.tokens
-    assert len(batch.split(None)) == 1
+    assert [part.lengths for part in parts] == [(7, 5), (4, 3), (2,)]
+    assert [part.inputs["input_ids"].shape[1] for part in parts] == [7, 4, 2]
+    for part in parts:
+        for row, length in enumerate(part.lengths):
+            original = batch.lengths.index(length)
+            kept = part.inputs["input_ids"].shape[1]
+            assert torch.equal(part.labels[row], batch.labels[original, :kept])
+            mask = part.inputs["attention_mask"][row]
+            assert torch.equal(mask, batch.inputs["attention_mask"][original, :kept])
+            assert mask.sum() == length
+    assert batch.split(None) == batch.split(5) == [batch]
 
 
 def test_a_client_without_rows_is_told() -> None:

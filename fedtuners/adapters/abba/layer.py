@@ -5,10 +5,9 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from fedtuners.adapters.abba.config import AbbaConfig
-from fedtuners.adapters.abba.khatri_rao import abba_scale, khatri_rao
+from fedtuners.adapters.abba.khatri_rao import abba_scale, khatri_rao, khatri_rao_product
 from fedtuners.adapters.low_rank import truncated_svd
 from fedtuners.adapters.tuner import BranchLinear, dropout
 
@@ -48,8 +47,8 @@ class AbbaFactors(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """ΔW x, (…, in_features) -> (…, out_features)."""
-        L, R = self.low_rank()
-        return linear(linear(x, R), L)
+        factors = (self.abba_A1, self.abba_B1, self.abba_A2, self.abba_B2)
+        return khatri_rao_product(x, *factors, self.scale)
 
     def start(self, weight: Tensor) -> None:
         """B1 A1 = SVD_r1(W0), B2 = 0 and A2 Kaiming, so that ΔW = 0 but B2 has a gradient.

@@ -1,6 +1,6 @@
 """One linear layer adapted by LoRA-SB (arXiv 2411.19557): y = W0 x + B (R (A x)).
 
-All three factors are nn.Linear modules, and only R's weight requires a gradient. Autograd then
+All three factors are weights of nn.Linear modules, and only R's requires a gradient. Autograd then
 keeps just A x (r-wide) for the backward pass, since neither frozen product needs its input, and
 Opacus sees an ordinary r×r linear layer.
 """
@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from fedtuners.adapters.lora_sb.config import LoraSbConfig
 from fedtuners.adapters.low_rank import truncated_svd
@@ -45,8 +46,20 @@ class LoraSbLinear(BranchLinear):
 
     def branch(self, adapter_name: str, x: Tensor) -> Tensor:
         """B R A x."""
-        x = self.lora_sb_A[adapter_name](self.lora_sb_dropout[adapter_name](x))
-        return cast(Tensor, self.lora_sb_B[adapter_name](self.lora_sb_R[adapter_name](x)))
+        return linear(self._core(adapter_name, x), self.factor("B", adapter_name))
+
+    def added(self, adapter_name: str, x: Tensor, result: Tensor) -> Tensor:
+        """As in `BranchLinear`, but without a tensor of the result's size for the branch alone."""
+        core = self._core(adapter_name, x)
+        if core.dtype != result.dtype:  # factors are in fp32 beside a base in half precision
+            return result + linear(core, self.factor("B", adapter_name)).to(result.dtype)
+        rows, B = result.flatten(0, -2), self.factor("B", adapter_name)
+        return torch.addmm(rows, core.flatten(0, -2), B.T).view_as(result)
+
+    def _core(self, adapter_name: str, x: Tensor) -> Tensor:
+        """R A x, (…, r)."""
+        x = linear(self.lora_sb_dropout[adapter_name](x), self.factor("A", adapter_name))
+        return cast(Tensor, self.lora_sb_R[adapter_name](x))
 
     def low_rank(self, adapter_name: str) -> tuple[Tensor, Tensor]:
         """(B R, A)."""
@@ -55,8 +68,7 @@ class LoraSbLinear(BranchLinear):
 
     def factor(self, name: str, adapter_name: str) -> Tensor:
         """The weight of A, B or R."""
-        linear = getattr(self, f"lora_sb_{name}")[adapter_name]
-        return cast(nn.Linear, linear).weight
+        return cast(nn.Linear, getattr(self, f"lora_sb_{name}")[adapter_name]).weight
 
     def set_factors(self, adapter_name: str, B: Tensor, A: Tensor, R: Tensor) -> None:
         """Copies B (m×r), A (r×n) and R (r×r) into an adapter.
@@ -80,8 +92,8 @@ class LoraSbLinear(BranchLinear):
 
     def _zeros(self, in_features: int, out_features: int) -> nn.Linear:
         # Made on the meta device first, so that no random numbers are drawn only to be zeroed.
-        linear = nn.Linear(in_features, out_features, bias=False, device="meta")
+        layer = nn.Linear(in_features, out_features, bias=False, device="meta")
         device = self.linear.weight.device
         zeros = torch.zeros(out_features, in_features, dtype=self.factor_dtype, device=device)
-        linear.weight = nn.Parameter(zeros)
-        return linear
+        layer.weight = nn.Parameter(zeros)
+        return layer

@@ -1,0 +1,1 @@
+"""Measurements against named references; each module is a command."""
