@@ -18,12 +18,14 @@ BUNDLE = str(Path(__file__).resolve().parent.parent)
 def _answer(bundle: str) -> Callable[[Message, Context], Message]:
     def answer(message: Message, context: Context) -> Message:
         import importlib
+        import os
         import sys
 
         if sys.path[0] != bundle:
             sys.path.insert(0, bundle)
         handlers = importlib.import_module("client_app.handlers")
-        if not str(handlers.__file__).startswith(bundle):
+        # The path that led there may hold links; the bundle's does not.
+        if not os.path.realpath(str(handlers.__file__)).startswith(bundle):
             raise ImportError(f"client_app was imported from {handlers.__file__}, not {bundle}")
         reply: Message = handlers.answer(message, context)
         return reply
@@ -35,4 +37,7 @@ def _answer(bundle: str) -> Callable[[Message, Context], Message]:
 app = ClientApp()
 app.query("hello")(_answer(BUNDLE))
 app.query("sketch")(_answer(BUNDLE))
+app.query("secagg_keys")(_answer(BUNDLE))
+app.query("secagg_shares")(_answer(BUNDLE))
+app.query("secagg_unmask")(_answer(BUNDLE))
 app.train()(_answer(BUNDLE))

@@ -10,15 +10,29 @@ from functools import lru_cache
 from logging import getLogger
 from pathlib import Path
 
+import torch
+from datasets import Dataset
 from flwr.app import Context, Message
 
+from client_app.secure import secure_client
 from client_app.site import Site, SiteError, read_site
 from client_app.store import Store
 from fedtuners.adapters import sketch_core, sketch_range
 from fedtuners.config import Config, ConfigError, from_json, to_json
-from fedtuners.tasks import DataError, Encoded, ModelError, Splits, batches, load, partition
-from fedtuners.training import train
+from fedtuners.privacy import PrivacyError, PrivateClient, forecast, units_of
+from fedtuners.privacy.secagg import SecAggError
+from fedtuners.tasks import (
+    DataError,
+    ModelError,
+    PartitionError,
+    batches,
+    load,
+    load_own,
+    partition,
+)
+from fedtuners.training import seeded, train
 from fedtuners.tuned import TunedModel
+from strategies.algebra import State
 from strategies.base import strategy_class, wire_dtype
 from strategies.messages import (
     FAILED,
@@ -26,16 +40,22 @@ from strategies.messages import (
     MISSING,
     SKETCH,
     ForeignMessageError,
+    Metrics,
     Reply,
     Request,
     read_request,
+    text_hash,
 )
 from strategies.packing import manifest, pack, unpack
+from strategies.secure import STAGES
 
 log = getLogger("flwr")
 
 # Errors whose sentences are written to hold none of the site's rows.
-SPEAKABLE = (SiteError, ConfigError, ForeignMessageError, DataError, ModelError)
+SPEAKABLE = (
+    *(SiteError, ConfigError, ForeignMessageError),
+    *(DataError, PartitionError, ModelError, PrivacyError, SecAggError),
+)
 
 
 def answer(message: Message, context: Context) -> Message:
@@ -73,25 +93,33 @@ class Client:
     def answer(self, kind: str) -> Reply:
         """The reply to a message of this kind, or the pieces that are missing for it."""
         text = self.store.text(self.request.config)
-        missing = [] if text else [self.request.config]
-        missing += self.store.missing(self.request.pieces)
-        if text is None or missing:
-            return self._reply(status=MISSING, missing=missing)
-        config = self.site.apply(from_json(text))
+        self.pieces, lost = self.store.read(self.request.pieces)
+        if text is None or lost:
+            config_too = [self.request.config] if text is None else []
+            return self._reply(status=MISSING, missing=[*config_too, *lost])
+        config = self.site.apply(_config(text))
+        self.site.check_privacy(config)
+        self.secure = secure_client(config, self.request, self.site, self.store.folder)
         if kind == HELLO:
             return self._hello(config)
+        if self.secure is not None and kind in STAGES:
+            return self._reply(extra=self.secure.answer(kind))
+        if self.secure is not None:
+            self.secure.ready(kind)
         return self._sketch(config) if kind == SKETCH else self._train(config)
 
     def _hello(self, config: Config) -> Reply:
         """Say who this is, having looked that its data can be read."""
-        rows = len(splits(config).train)
         own = bool(self.site.data)
+        rows = self._rows(config) if own else load(config.data, config.seed).train
         extra = {
             "name": self.site.name,
             "own_data": own,
             "partition": self.site.partition_id,
-            "examples": rows if own else 0,
+            "examples": len(rows) if own and self.secure is None else 0,
         }
+        if own and config.privacy.active and self.secure is None:
+            extra["privacy"] = forecast(config, [len(units_of(rows, config.privacy.unit))])
         return self._reply(extra=extra)
 
     def _train(self, config: Config) -> Reply:
@@ -100,29 +128,38 @@ class Client:
         arrays, round_ = self.request.arrays, self.request.round
         if arrays is None:
             raise ValueError("a training request without tensors")
-        pieces, damaged = self.store.read(self.request.pieces)
-        if damaged:
-            return self._reply(status=MISSING, missing=damaged)
-        own, dtype = tuned.state(), wire_dtype(config.federation)
-        tuned.install(unpack(arrays, manifest(own, dtype)), pieces)
-        encoded = self._rows(config, tuned)
+        dtype = wire_dtype(config.federation)
+        names = manifest(tuned.state(), dtype)
+        if self.request.extra.get("manifest") != text_hash(names):
+            raise ForeignMessageError(
+                "the run's tensors have other names, shapes or types than this site's model gives: "
+                "use the run's model, and its versions of transformers and peft"
+            )
+        tuned.install(unpack(arrays, names), self.pieces)
+        if config.privacy.active:
+            private = self._private(config, tuned)
+            state, report = private.train([str(round_), *self.request.pieces])
+            return self._tensors(state, {**report, "num-examples": len(private.rows)}, dtype)
+        encoded = tuned.task.encode(self._rows(config), tuned.tokenizer)
         key = (config.seed, round_, self.request.client)
-        drawn = batches(encoded, tuned.pad, config.train.batch_size, config.train.steps, key)
-        metrics = train(tuned.model, tuned.task, drawn, config.train)
+        settings = config.train.resolved(len(encoded))
+        size, steps, grouped = settings.batch_size, settings.steps, settings.group_by_length
+        drawn = batches(encoded, tuned.pad, size, steps, key, grouped)
+        with seeded(key):
+            metrics = train(tuned.model, tuned.task, drawn, settings)
         metrics["num-examples"] = len(encoded)
-        return self._reply(arrays=pack(tuned.state(), dtype), metrics=metrics)
+        return self._tensors(tuned.state(), metrics, dtype)
 
     def _sketch(self, config: Config) -> Reply:
         """One of the two sketches of this client's mean gradient at the base model."""
         tuned = tuned_model(config)
         tuned.uninstall()
-        encoded = self._rows(config, tuned)
+        if config.privacy.active:
+            return self._private_sketch(config, tuned)
+        encoded = tuned.task.encode(self._rows(config), tuned.tokenizer)
         drawn = tuned.start_batches(encoded, self.request.client)
         if self.request.pieces:
-            pieces, damaged = self.store.read(self.request.pieces)
-            if damaged:
-                return self._reply(status=MISSING, missing=damaged)
-            (bases,) = pieces.values()
+            (bases,) = self.pieces.values()
             sums = sketch_core(tuned.model, drawn, tuned.summed_loss, bases)
         else:
             width = int(self.request.extra["width"])
@@ -130,17 +167,45 @@ class Client:
             sums = sketch_range(tuned.model, drawn, tuned.summed_loss, names, width, config.seed)
         examples = sum(len(batch) for batch in drawn)
         state = {name: value.cpu() / examples for name, value in sums.items()}
-        return self._reply(arrays=pack(state), metrics={"num-examples": len(encoded)})
+        return self._tensors(state, {"num-examples": len(encoded)})
 
-    def _rows(self, config: Config, tuned: TunedModel) -> Encoded:
-        """This client's training rows, tokenised."""
-        rows = splits(config).train
-        if not self.site.data:
-            rows = partition(rows, config.partition, self.request.clients, self.request.client)
-        return tuned.task.encode(rows, tuned.tokenizer)
+    def _private_sketch(self, config: Config, tuned: TunedModel) -> Reply:
+        """The same, clipped, noised and charged to the ledger."""
+        private = self._private(config, tuned)
+        if self.request.pieces:
+            (bases,) = self.pieces.values()
+            state, report = private.sketch_core(bases, self.request.pieces)
+        else:
+            state, report = private.sketch_range(int(self.request.extra["width"]), [])
+        return self._tensors(state, {**report, "num-examples": len(private.rows)})
+
+    def _private(self, config: Config, tuned: TunedModel) -> PrivateClient:
+        """This client's rows behind their ledger: a site's own have one budget for all runs."""
+        book = "" if self.site.data else self.request.run
+        limit = self.site.epsilon
+        return PrivateClient(config, tuned, self._rows(config), self.site.folder, book, limit)
+
+    def _rows(self, config: Config) -> Dataset:
+        """This client's training rows: its own, or its part of the run's."""
+        if self.site.data:
+            return load_own(config.data, config.seed)
+        rows = load(config.data, config.seed).train
+        return partition(rows, config.partition, self.request.clients, self.request.client)
+
+    def _tensors(self, state: State, metrics: Metrics, dtype: torch.dtype | None = None) -> Reply:
+        """A reply that carries tensors, and says by a hash how they are named and shaped."""
+        if self.secure is not None:
+            return self._reply(**self.secure.masked(state, metrics, dtype))
+        about = {"manifest": text_hash(manifest(state, dtype))}
+        return self._reply(arrays=pack(state, dtype), metrics=metrics, extra=about)
 
     def _reply(self, **fields: object) -> Reply:
         return Reply(self.request.client, self.request.round, **fields)  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=8)
+def _config(text: str) -> Config:
+    return from_json(text)
 
 
 @lru_cache(maxsize=1)
@@ -151,11 +216,6 @@ def _tuned_model(text: str, linear_only: bool) -> TunedModel:
 def tuned_model(config: Config) -> TunedModel:
     """The loaded model of a configuration; once per process, for all clients and rounds."""
     return _tuned_model(to_json(config), strategy_class(config).only_linear_factor)
-
-
-def splits(config: Config) -> Splits:
-    """The rows that the configuration names, for this process to keep."""
-    return load(config.data, config.seed)
 
 
 def _safe(run: str) -> str:

@@ -27,6 +27,11 @@ class Site:
     device: str = ""  # cpu | cuda | cuda:1
     dtype: str = ""  # of the base model
     micro_batch: int = 0  # examples per forward pass, for its memory
+    epsilon: float = 0.0  # the most ε that its rows may ever cost; 0: the run decides
+    secagg_only: int = 0  # 1: refuse runs without secure aggregation
+    secagg_key: str = ""  # this node's EC private key file, to sign the keys of a round with
+    secagg_peers: str = ""  # file of the public keys that may take part, one OpenSSH key a line
+    secagg_repeat: int = 0  # 1: take part again in a round that was already unmasked
     state: str = ""  # folder for what must outlive a process
     partition_id: int = -1  # which part of the run's data, when it has none of its own
 
@@ -42,6 +47,14 @@ class Site:
         device = self.device or config.device
         return replace(config, data=data, model=model, train=train, device=device)
 
+    def check_privacy(self, config: Config) -> None:
+        """Raise SiteError when the site limits what its rows cost and the run does not count it."""
+        if self.epsilon and not config.privacy.active:
+            raise SiteError(
+                f"this site's rows may cost ε {self.epsilon} at most, and the run counts nothing: "
+                "run it with privacy=example"
+            )
+
     @property
     def folder(self) -> Path:
         """Where the site keeps its state."""
@@ -52,12 +65,16 @@ class Site:
 def read_site(context: Context) -> Site:
     """The site that Flower's node config describes; SiteError names an unknown key."""
     known = {field.name: field for field in fields(Site)}
-    values: dict[str, str | int] = {}
+    values: dict[str, str | int | float] = {}
     for key, value in context.node_config.items():
         name = key.replace("-", "_")
         if name == "num_partitions":
             continue
         if name not in known:
             raise SiteError(f"node-config has no key '{key}'; it has {', '.join(sorted(known))}")
-        values[name] = int(value) if known[name].type is int else str(value)
+        kind: type = known[name].type  # type: ignore[assignment]
+        try:
+            values[name] = kind(value)
+        except ValueError:
+            raise SiteError(f"node-config {key}={value} must be a number") from None
     return Site(**values)  # type: ignore[arg-type]

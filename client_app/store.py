@@ -38,7 +38,7 @@ class Store:
     def text(self, digest: str) -> str | None:
         """A text piece, or None when it is not held."""
         path = self._path(digest, tensors=False)
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         return text if text_hash(text).startswith(digest) else None
 
     def tensors(self, digest: str) -> State | None:
@@ -54,10 +54,6 @@ class Store:
         found = {digest: self.tensors(digest) for digest in digests}
         whole = {digest: state for digest, state in found.items() if state is not None}
         return whole, [digest for digest in digests if digest not in whole]
-
-    def missing(self, digests: Sequence[str]) -> list[str]:
-        """Those of the pieces of tensors that are not held."""
-        return [digest for digest in digests if not self._path(digest, tensors=True).exists()]
 
     def _path(self, digest: str, tensors: bool) -> Path:
         if not digest.isalnum():

@@ -7,7 +7,7 @@ section is one of the dataclasses below, which also are the reference of what ma
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from hydra.utils import instantiate
+from hydra.utils import get_class
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedtuners.adapters import Adapter
+from fedtuners.tasks.batches import steps_per_epoch
 from fedtuners.tasks.config import DataConfig, ModelConfig, PartitionConfig
 
 
@@ -32,14 +33,22 @@ class TrainConfig:
     """What one client does in one round."""
 
     steps: int = 20  # optimiser steps
+    epochs: int | None = None  # passes over the client's rows; they decide the steps when set
     batch_size: int = 32  # examples per optimiser step
     micro_batch: int | None = None  # examples per forward pass; None: the whole batch at once
+    group_by_length: bool = False  # batches of similar lengths: less padding, less mixed batches
     learning_rate: float = 3e-3
     weight_decay: float = 0.0
     schedule: str = "constant"  # constant | linear | cosine, over the steps of one round
     warmup: float = 0.0  # fraction of the steps spent rising from 0
     max_grad_norm: float | None = None
     gradient_checkpointing: bool = False
+
+    def resolved(self, rows: int) -> "TrainConfig":
+        """With the number of steps that a client of so many rows takes."""
+        if self.epochs is None:
+            return self
+        return replace(self, steps=self.epochs * steps_per_epoch(rows, self.batch_size))
 
 
 @dataclass
@@ -71,6 +80,26 @@ class FederationConfig:
 
 
 @dataclass
+class PrivacyConfig:
+    """What a client's answers may tell of one example among its rows; see docs/privacy.md."""
+
+    protects: str = "none"  # none | example: DP-SGD on every client
+    epsilon: float | None = 3.0  # the budget ε of a client's rows; None: count it without a limit
+    delta: float | None = None  # δ, below one over the client's examples N; None: N^-1.1
+    noise_multiplier: float | None = None  # σ; None: what makes all rounds cost `epsilon`
+    clip: float = 1.0  # the norm that one example's gradient keeps at most
+    accountant: str = "prv"  # prv | rdp | pld
+    unit: str | None = None  # a column whose equal values are protected together; None: each row
+    secure: bool = False  # every random number from the operating system: slower
+    start_noise: float = 1.0  # noise of LoRA-SB's start from clients, in units of the training's
+
+    @property
+    def active(self) -> bool:
+        """Whether clients train privately."""
+        return self.protects != "none"
+
+
+@dataclass
 class EvaluationConfig:
     """Held-out evaluation of the global model by the server."""
 
@@ -87,9 +116,11 @@ class Config:
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     adapter: Any = MISSING
     strategy: Any = MISSING
+    aggregation: Any = MISSING
     start: StartConfig = field(default_factory=StartConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seed: int = 0
     device: str = "auto"  # auto | cpu | cuda | cuda:1 …
@@ -103,6 +134,8 @@ CHOICES = {
     "train.schedule": ("constant", "linear", "cosine"),
     "start.source": ("clients", "server", "public"),
     "federation.wire_dtype": (None, "bfloat16"),
+    "privacy.protects": ("none", "example"),
+    "privacy.accountant": ("prv", "rdp", "pld"),
 }
 
 
@@ -114,6 +147,11 @@ def compose(overrides: Sequence[str], conf: Path) -> Config:
     """
     with initialize_config_dir(config_dir=str(conf.resolve()), version_base=None):
         words = [part for word in overrides for part in _named_source(word, conf)]
+        if len(ways := {word for word in words if word.startswith("aggregation=")}) > 1:
+            raise ConfigError(
+                f"{' and '.join(sorted(ways))} exclude each other: what a robust rule compares, or "
+                "a server clips, is what secure aggregation hides; choose one"
+            )
         try:
             composed = hydra_compose("config", overrides=words)
             config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
@@ -155,11 +193,32 @@ def make_adapter(config: Config) -> Adapter:
 
     A client builds this from what a server sent it, so nothing else may be called.
     """
-    target = str(config.adapter.get("_target_", ""))
-    if not target.startswith("fedtuners.adapters."):
-        raise ConfigError(f"adapter._target_={target} is not a class of fedtuners.adapters")
-    adapter: Adapter = instantiate(config.adapter)
-    return adapter
+    settings = dict(config.adapter)
+    target = str(settings.pop("_target_", ""))
+    found = class_named(target, "fedtuners.adapters.")
+    if found is None or not issubclass(found, Adapter) or found is Adapter:
+        raise ConfigError(f"adapter._target_={target} is not an adapter of fedtuners.adapters")
+    known = {field.name: field.default for field in fields(found)}
+    for name, value in settings.items():
+        if name not in known:
+            raise ConfigError(f"adapter has no key '{name}'; it has {', '.join(sorted(known))}")
+        if isinstance(known[name], int | float) and type(value) not in (int, float):
+            raise ConfigError(f"adapter.{name}={value} must be a number")
+    return found(**settings)
+
+
+def class_named(target: str, prefix: str) -> type | None:
+    """The class of this dotted name below `prefix`; None if there is none.
+
+    It must be defined there: a module of ours also names what it imports, such as `torch.hub`.
+    """
+    if not target.startswith(prefix):
+        return None
+    try:
+        found = get_class(target)
+    except (ImportError, ValueError):
+        return None
+    return found if found.__module__.startswith(prefix) else None
 
 
 def to_json(config: Config) -> str:
@@ -175,14 +234,18 @@ def from_json(text: str) -> Config:
 
 
 def _named_source(word: str, conf: Path) -> list[str]:
-    """`model=org/name` and `data=rows.jsonl` become the group's open choice plus the name."""
+    """`model=org/name` and `data=rows.jsonl` become the group's open choice plus the name.
+
+    Rows of one's own have no known column to split by; a later `partition=` still wins.
+    """
     group, _, value = word.partition("=")
     opened = {"model": ("hf", "model.name"), "data": ("custom", "data.source")}
     if group not in opened or value in _options(conf, group):
         return [word]
     if "/" in value or Path(value).expanduser().exists() or Path(value).suffix:
         choice, key = opened[group]
-        return [f"{group}={choice}", f"{key}={value!r}"]
+        own = [f"{group}={choice}", f"{key}={value!r}"]
+        return [*own, "partition=iid"] if group == "data" else own
     return [word]
 
 

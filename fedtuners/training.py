@@ -5,9 +5,11 @@ nothing of federation. The optimiser is new in every call, so a client carries n
 rounds and a round can be repeated from its inputs alone.
 """
 
+import hashlib
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -53,6 +55,15 @@ def train(
         "steps": steps,
         "seconds": round(time.monotonic() - started, 3),
     }
+
+
+@contextmanager
+def seeded(key: Sequence[int]) -> Iterator[None]:
+    """Within it, dropout and its like draw from `key` (seed, round, client) alone."""
+    digest = hashlib.sha256(repr(tuple(key)).encode()).digest()
+    with torch.random.fork_rng():
+        torch.manual_seed(int.from_bytes(digest[:7], "big"))
+        yield
 
 
 def rate(step: int, config: TrainConfig) -> float:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from logging import getLogger
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from fedtuners.adapters import (
@@ -23,8 +24,8 @@ from fedtuners.adapters import (
     modules,
     trainable_names,
 )
-from fedtuners.adapters.residual import LEFT, RIGHT
 from fedtuners.adapters.linear import in_out_features
+from fedtuners.adapters.residual import LEFT, RIGHT
 from fedtuners.config import Config, make_adapter
 from fedtuners.tasks import Batch, Encoded, Task, batches, make_task, steps_per_epoch
 
@@ -46,7 +47,7 @@ class TunedModel:
             *(config.model.name, os.getpid(), time.monotonic() - started),
         )
         self.adapter: Adapter = make_adapter(config)
-        self.model: nn.Module = self.adapter.attach(base, self.task.kind, config.seed)
+        self.model: PeftModel = self.adapter.attach(base, self.task.kind, config.seed)
         self.model.to(self.device).eval()
         if linear_only:
             freeze_all_but(self.model, self.adapter.linear_factor)

@@ -7,6 +7,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedtuners.config import compose
+from server_app.resume import resumed
 from server_app.run import run
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -16,6 +17,9 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Compose the configuration from the run's overrides, and run it."""
+    """Compose the configuration from the run's overrides, and run it or go on with it."""
     overrides = shlex.split(str(context.run_config.get("overrides", "")))
-    run(compose(overrides, CONF), grid, str(context.run_id))
+    config = compose(overrides, CONF)
+    if config.resume is not None:
+        config = resumed(config, overrides)
+    run(config, grid, str(context.run_id))

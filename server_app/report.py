@@ -12,16 +12,25 @@ from server_app.folder import RunFolder
 from strategies.base import RoundReport
 from strategies.exchange import Traffic
 
+TOLD = {"loss", "epsilon"}  # numbers of a client that are worth a curve
+
 
 class Reporter:
     """Observes the rounds of one run and writes its folder."""
 
-    def __init__(self, folder: RunFolder, metric: str, traffic: Traffic) -> None:
+    def __init__(
+        self, folder: RunFolder, metric: str, traffic: Traffic, spent: float = 0.0
+    ) -> None:
         self.folder, self.metric, self.traffic = folder, metric, traffic
-        self.started = time.monotonic()
+        self.started = time.monotonic() - spent  # on the start, and before an interruption
         self.seconds = {"training": 0.0, "evaluation": 0.0}
         self.by_round: dict[int, float] = {}
         self.restore()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds spent on the run, the start and what preceded an interruption included."""
+        return time.monotonic() - self.started
 
     def restore(self) -> None:
         """Take up the rounds that an interrupted run already wrote."""
@@ -57,6 +66,7 @@ class Reporter:
         return (
             {"round": report.round}
             | report.metrics
+            | report.together
             | {
                 "replies": len(report.updates),
                 "problems": {str(client): why for client, why in report.problems.items()},
@@ -70,9 +80,8 @@ class Reporter:
         measured = "" if score is None else f", {self.metric} {score:.3f}"
         if report.round == 0:
             return f"round 0: before training{measured} ({report.evaluate_seconds:.1f} s)"
-        loss = fmean(float(update.metrics["loss"]) for update in report.updates)
         return (
-            f"round {report.round}: {len(report.updates)} clients, loss {loss:.3f}{measured} "
+            f"round {report.round}: {len(report.updates)} clients{_told(report)}{measured} "
             f"({report.train_seconds:.1f} s training, {report.evaluate_seconds:.1f} s evaluation)"
         )
 
@@ -83,8 +92,9 @@ class Reporter:
             for name, value in report.metrics.items():
                 writer.add_scalar(f"global/{name}", float(value), report.round)
             for update in report.updates:
-                loss = float(update.metrics["loss"])
-                writer.add_scalar(f"client/{update.client}/loss", loss, report.round)
+                for name in TOLD & update.metrics.keys():
+                    value = float(update.metrics[name])
+                    writer.add_scalar(f"client/{update.client}/{name}", value, report.round)
 
     def finish(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """Write the plot and summary.json; returns the summary."""
@@ -96,12 +106,21 @@ class Reporter:
             "final": values[-1],
             "by_round": {str(number): self.by_round[number] for number in rounds},
             "bytes": count(self.traffic),
-            "seconds": {"total": round(time.monotonic() - self.started, 2)}
+            "seconds": {"total": round(self.elapsed, 2)}
             | {name: round(value, 2) for name, value in self.seconds.items()},
         }
         plot(self.folder, self.metric, self.by_round)
         self.folder.write_json("summary.json", summary)
         return summary
+
+
+def _told(report: RoundReport) -> str:
+    """The mean of what the clients say of their training: a loss, or a private one's largest ε."""
+    everybody = [update.metrics for update in report.updates] + [report.together]
+    losses = [float(metrics["loss"]) for metrics in everybody if "loss" in metrics]
+    costs = [float(u.metrics["epsilon"]) for u in report.updates if "epsilon" in u.metrics]
+    loss = f", loss {fmean(losses):.3f}" if losses else ""
+    return loss + (f", ε {max(costs):.2f}" if costs else "")
 
 
 def count(traffic: Traffic) -> dict[str, int]:

@@ -5,10 +5,11 @@ that is linear in the upload, and which adapters it is for. The loop is our own 
 neither resumes nor stops early, and lets a round without a single good reply pass in silence.
 """
 
+import math
 import random
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
 from typing import ClassVar
@@ -18,13 +19,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
-from hydra.utils import get_class
 
 from fedtuners.adapters import Adapter
-from fedtuners.config import Config, ConfigError, FederationConfig
-from strategies.algebra import Expected, State, num_example_weights, problems, signature
+from fedtuners.config import Config, ConfigError, FederationConfig, class_named
+from fedtuners.tasks.metrics import LOWER_IS_BETTER
+from strategies.aggregation import Mean
+from strategies.algebra import State, check_finite
 from strategies.exchange import Exchange, TooFewRepliesError
-from strategies.messages import DIGEST, TRAIN, Metrics, Piece, Reply, read_reply
+from strategies.messages import DIGEST, TRAIN, Metrics, Piece, Reply, read_reply, text_hash
 from strategies.packing import content_hash, manifest, pack, unpack
 
 
@@ -46,6 +48,7 @@ class RoundReport:
     updates: list[Update] = field(default_factory=list)
     problems: dict[int, str] = field(default_factory=dict)  # client → why it did not count
     metrics: Metrics = field(default_factory=dict)  # of the evaluated global model, if it was
+    together: Metrics = field(default_factory=dict)  # of the clients as one, by the aggregation
     train_seconds: float = 0.0  # from sending to the last answer
     evaluate_seconds: float = 0.0
     last: bool = False
@@ -57,10 +60,29 @@ Observer = Callable[[RoundReport], None]
 def strategy_class(config: Config) -> "type[AdapterStrategy]":
     """The class that `strategy` names; only one of this package, whoever sent the configuration."""
     target = str(config.strategy.get("_target_", ""))
-    if not target.startswith("strategies."):
-        raise ConfigError(f"strategy._target_={target} is not a class of strategies")
-    found: type[AdapterStrategy] = get_class(target)
+    found = class_named(target, "strategies.")
+    if found is None or not issubclass(found, AdapterStrategy):
+        raise ConfigError(f"strategy._target_={target} is not a strategy of strategies/")
     return found
+
+
+def tensors_of(reply: Reply, names: str) -> State:
+    """A reply's tensors: those of the manifest `names`, and finite; ValueError says why not."""
+    if reply.arrays is None:
+        raise ValueError("its reply carries no tensors")
+    if reply.extra.get("manifest") != text_hash(names):
+        raise ValueError("its tensors have other names, shapes or types than the run's")
+    state = unpack(reply.arrays, names)
+    check_finite(state)
+    return state
+
+
+def examples_of(reply: Reply) -> int:
+    """How many examples a reply stands for; ValueError if it does not say."""
+    examples = reply.metrics.get("num-examples")
+    if not isinstance(examples, int) or examples <= 0:
+        raise ValueError("its reply counts no examples")
+    return examples
 
 
 def wire_dtype(federation: FederationConfig) -> torch.dtype | None:
@@ -82,11 +104,14 @@ class AdapterStrategy(Strategy):
 
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter
+        self.aggregation = Mean()
         self.state: State = {}
         self.shared: dict[str, State] = {}  # content hash → tensors every participant must hold
-        self.completed = 0
+        self.completed = -1  # rounds; 0: started and evaluated, but not trained
+        self.evaluated = 0  # the last round whose model was
         self.report = RoundReport(0)
-        self.best: tuple[float, int] = (float("-inf"), 0)  # (metric, its round)
+        # (metric, its round); the metric is negated where lower is better
+        self.best: tuple[float, int] = (float("-inf"), 0)
         self.observers: list[Observer] = []
         self.check(adapter)
 
@@ -97,12 +122,32 @@ class AdapterStrategy(Strategy):
     def combine(self, updates: Sequence[Update], weights: Sequence[float]) -> State:
         """The new global trainable tensors; may `share` what every participant must add."""
 
+    def gains(self, shapes: Mapping[str, tuple[int, int]], clients: int) -> State:
+        """What a round of so many clients `share`s at most, as tensors on the meta device.
+
+        `shapes` are (out_features, in_features) of the adapted modules. For forecasts of bytes
+        and memory; a method that shares nothing leaves this as it is.
+        """
+        return {}
+
     def setup(
         self, exchange: Exchange, federation: FederationConfig, metric: str, seed: int
     ) -> None:
-        """Connect to the clients; once, before `start`."""
+        """Connect to the clients; once, before `start`.
+
+        Raises
+        ------
+        ConfigError
+            If a round would ask fewer clients than it insists on.
+        """
         self.exchange, self.federation = exchange, federation
         self.metric, self.seed = metric, seed
+        if len(self.sample(1)) < federation.minimum_replies:
+            raise ConfigError(
+                f"federation.minimum_replies={federation.minimum_replies}, but a round asks only "
+                f"{len(self.sample(1))} of {len(exchange.nodes)} clients: lower it, or raise "
+                "federation.fraction or federation.clients"
+            )
         for digest, state in self.shared.items():
             exchange.pieces[digest] = Piece(manifest(state), pack(state))
 
@@ -128,9 +173,13 @@ class AdapterStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """A training request for each sampled client."""
+        about = {"manifest": text_hash(self.manifest())}
         return [
             self.exchange.message(
-                TRAIN, client, server_round, pieces=list(self.shared), arrays=arrays
+                *(TRAIN, client, server_round),
+                pieces=list(self.shared),
+                arrays=arrays,
+                extra=about,
             )
             for client in self.sample(server_round)
         ]
@@ -152,11 +201,10 @@ class AdapterStrategy(Strategy):
             If fewer than `federation.minimum_replies` are accepted.
         """
         updates: list[Update] = []
-        expected = signature(self.state)
         for message in replies:
             reply = read_reply(message.content)
             try:
-                updates.append(self._accept(reply, expected))
+                updates.append(self.aggregation.accept(self, reply))
             except ValueError as refused:
                 self.report.problems[reply.client] = str(refused)
                 log(WARNING, "round %s: client %s refused: %s", server_round, reply.client, refused)
@@ -168,8 +216,8 @@ class AdapterStrategy(Strategy):
                 f"{self.federation.minimum_replies} (federation.minimum_replies): {reasons}"
             )
         self.report.updates = updates
-        weights = num_example_weights([update.examples for update in updates])
-        self.state = self.combine(updates, weights)
+        self.state = self.aggregation.combine(self, updates)
+        self.report.together = self.aggregation.measured()
         return self.packed(), MetricRecord({"replies": len(updates)})
 
     def configure_evaluate(
@@ -206,21 +254,23 @@ class AdapterStrategy(Strategy):
         self.summary()
         result = Result()
         arrays = initial_arrays
-        if self.completed == 0:
-            self.report = RoundReport(0)
+        if self.completed < 0:
+            self.completed, self.report = 0, RoundReport(0)
             self._finish(arrays, result, evaluate_fn)
         for server_round in range(self.completed + 1, num_rounds + 1):
+            if self._stale():
+                log(INFO, "no better %s since round %s: stopping", self.metric, self.best[1])
+                break
             self.report = RoundReport(server_round, last=server_round == num_rounds)
             started = time.monotonic()
             messages = self.configure_train(server_round, arrays, ConfigRecord(), grid)
-            replies, self.report.problems = self.exchange.ask(messages, server_round, timeout)
+            replies, self.report.problems = self.aggregation.ask(
+                self.exchange, list(messages), server_round, timeout
+            )
             self.report.train_seconds = time.monotonic() - started
             arrays = self.aggregate_train(server_round, replies)[0] or arrays
             self.completed = server_round
             self._finish(arrays, result, evaluate_fn)
-            if self._stale():
-                log(INFO, "no better %s since round %s: stopping", self.metric, self.best[1])
-                break
         result.arrays = arrays
         return result
 
@@ -228,16 +278,23 @@ class AdapterStrategy(Strategy):
         """The global trainable tensors as they travel."""
         return pack(self.state, wire_dtype(self.federation))
 
-    def _accept(self, reply: Reply, expected: Expected) -> Update:
-        if reply.arrays is None:
-            raise ValueError("its reply carries no tensors")
-        state = unpack(reply.arrays, manifest(self.state, wire_dtype(self.federation)))
-        if problem := problems(state, expected):
-            raise ValueError(problem)
-        examples = int(reply.metrics.get("num-examples", 0))
-        if examples <= 0:
-            raise ValueError("its reply counts no examples")
-        return Update(reply.client, state, examples, reply.metrics)
+    def manifest(self) -> str:
+        """Names, shapes and dtypes of what `packed` holds."""
+        return manifest(self.state, wire_dtype(self.federation))
+
+    def received(self, state: State) -> State:
+        """A state as the clients will hold it, rounded by the wire."""
+        dtype = wire_dtype(self.federation)
+        return unpack(pack(state, dtype), manifest(state, dtype))
+
+    def accept(self, reply: Reply) -> Update:
+        """The update in a reply; ValueError says why it does not count."""
+        # A client that trains privately tells its ε instead of a loss, which no noise protects.
+        told = reply.metrics.get("loss", reply.metrics.get("epsilon"))
+        state = tensors_of(reply, self.manifest())
+        if not isinstance(told, float | int) or not math.isfinite(told):
+            raise ValueError("its training loss is missing, NaN or infinite")
+        return Update(reply.client, state, examples_of(reply), reply.metrics)
 
     def _finish(
         self,
@@ -250,14 +307,17 @@ class AdapterStrategy(Strategy):
         measured = evaluate_fn(report.round, arrays) if evaluate_fn else None
         report.evaluate_seconds = time.monotonic() - started
         if measured is not None:
-            report.metrics = dict(measured.items())
+            report.metrics, self.evaluated = dict(measured.items()), report.round
             result.evaluate_metrics_serverapp[report.round] = measured
             value = float(report.metrics[self.metric])
-            if value > self.best[0]:
-                self.best = (value, report.round)
+            merit = -value if self.metric in LOWER_IS_BETTER else value
+            if merit > self.best[0]:
+                self.best = (merit, report.round)
         for observer in self.observers:
             observer(report)
 
     def _stale(self) -> bool:
         patience = self.federation.patience
-        return patience is not None and self.completed - self.best[1] >= patience
+        if patience is None or self.evaluated < self.completed:
+            return False
+        return self.completed - self.best[1] >= patience

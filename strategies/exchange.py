@@ -8,11 +8,12 @@ twice, late, from the wrong node, or from other code.
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
+from typing import Any
 
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
 
@@ -58,6 +59,7 @@ class Exchange:
     nodes: dict[int, int]  # client → the Flower node that answers for it
     config: str  # content hash of the configuration, which is a piece like any other
     pieces: dict[str, Piece] = field(default_factory=dict)  # content hash → what to send
+    sites: list[str] = field(default_factory=list)  # who client 0, 1, … is, if it has own rows
     held: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
     start: set[str] = field(default_factory=set)  # pieces whose bytes belong to the start
     traffic: Traffic = field(default_factory=Traffic)
@@ -81,11 +83,23 @@ class Exchange:
         *,
         pieces: Sequence[str] = (),
         arrays: ArrayRecord | None = None,
-        extra: dict[str, str | int | float] | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Message:
         """A request for one client, with the pieces it is not known to hold attached."""
+        request = self.request(client, round_, pieces, arrays, extra)
+        return Message(request.content(), self.nodes[client], kind, group_id=str(round_))
+
+    def request(
+        self,
+        client: int,
+        round_: int,
+        pieces: Sequence[str] = (),
+        arrays: ArrayRecord | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Request:
+        """What a message to a client says."""
         needed = [self.config, *pieces]
-        request = Request(
+        return Request(
             run=self.run,
             client=client,
             clients=len(self.nodes),
@@ -94,9 +108,8 @@ class Exchange:
             config=self.config,
             attached={key: self.pieces[key] for key in needed if key not in self.held[client]},
             arrays=arrays,
-            extra=extra or {},
+            extra=dict(extra or {}),
         )
-        return Message(request.content(), self.nodes[client], kind, group_id=str(round_))
 
     def ask(
         self, messages: Iterable[Message], round_: int, deadline: float
@@ -110,6 +123,7 @@ class Exchange:
         answers, problems = self._send(sent, round_, until)
         lost = {c: reply for c, (reply, _) in answers.items() if reply.status == MISSING}
         if lost:
+            answers = {c: answer for c, answer in answers.items() if c not in lost}
             again = {client: self._completed(sent[client], lost[client]) for client in lost}
             repeated, more = self._send(again, round_, until)
             answers |= repeated
@@ -127,11 +141,12 @@ class Exchange:
     def _completed(self, message: Message, reply: Reply) -> Message:
         """The same message with the pieces that the client says it lost."""
         log(INFO, "client %s asks again for %s", reply.client, " ".join(reply.missing))
+        content = RecordDict(dict(message.content.items()))
         for digest in reply.missing:
             if digest in self.pieces:
-                attach(message.content, digest, self.pieces[digest])
+                attach(content, digest, self.pieces[digest])
         return Message(
-            message.content,
+            content,
             message.metadata.dst_node_id,
             message.metadata.message_type,
             group_id=message.metadata.group_id,
@@ -150,7 +165,7 @@ class Exchange:
         problems: dict[int, str] = {}
         for answer in answers:
             found = asked.get(answer.metadata.reply_to_message_id)
-            if found is None or found in replies:
+            if found is None or found in replies or found in problems:
                 log(WARNING, "round %s: an answer nobody waits for was left out", round_)
                 continue
             client = found

@@ -5,8 +5,11 @@ It has rank at most (k−1)·r for k clients of LoRA rank r, so it is kept and s
 never as an m×n matrix. It needs each client's own factors: not linear in the upload.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import prod
 from typing import ClassVar
+
+import torch
 
 from fedtuners.adapters import Adapter, by_module
 from fedtuners.adapters.residual import LEFT, RIGHT
@@ -32,8 +35,12 @@ class FedExLora(AdapterStrategy):
         self.residual_rank = residual_rank
 
     def combine(self, updates: Sequence[Update], weights: Sequence[float]) -> State:
-        """The mean of the factors; shares Σ p_i L_i R_i − L̄ R̄ of every module."""
-        mean = weighted_mean([update.state for update in updates], weights)
+        """The mean of the factors; shares Σ p_i L_i R_i − L̄ R̄ of every module.
+
+        L̄ and R̄ are the means as the clients receive them, so the residual also makes up for what
+        a rounding wire takes from them.
+        """
+        mean = self.received(weighted_mean([update.state for update in updates], weights))
         uploads = [by_module(update.state) for update in updates]
         missed: State = {}
         for module, factors in by_module(mean).items():
@@ -44,7 +51,20 @@ class FedExLora(AdapterStrategy):
                 weights,
                 self.adapter.low_rank(factors),
             )
-            (L, R), _ = compress(missing, self.residual_rank)
+            if self.residual_rank is not None:
+                missing, _ = compress(missing, self.residual_rank)
+            L, R = missing
             missed |= {f"{module}.{LEFT}": L, f"{module}.{RIGHT}": R}
         self.share(missed)
         return mean
+
+    def gains(self, shapes: Mapping[str, tuple[int, int]], clients: int) -> State:
+        """The residual's factors: rank (k−1)·r for LoRA, (k+1)·r1·r2 for ABBA, none for a core."""
+        ranks = self.adapter.module_ranks()
+        most = prod(ranks) * (clients - 1 if len(ranks) == 1 else clients + 1)
+        gained: State = {}
+        for module, (m, n) in shapes.items():
+            rank = 0 if self.adapter.trains_core else min(most, m, n, self.residual_rank or m)
+            gained[f"{module}.{LEFT}"] = torch.empty(m, rank, device="meta")
+            gained[f"{module}.{RIGHT}"] = torch.empty(rank, n, device="meta")
+        return gained

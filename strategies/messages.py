@@ -138,16 +138,19 @@ def read_request(content: RecordDict) -> Request:
 def read_reply(content: RecordDict) -> Reply:
     """The reply in a message; ForeignMessageError when another application wrote it."""
     fields = _fields(content, "reply")
-    return Reply(
-        client=int(fields["client"]),
-        round=int(fields["round"]),
-        status=str(fields["status"]),
-        missing=str(fields["missing"]).split(),
-        error=str(fields["error"]),
-        arrays=content.array_records.get("arrays"),
-        metrics=dict(content.metric_records["metrics"].items()),
-        extra=json.loads(str(fields["extra"])),
-    )
+    try:
+        return Reply(
+            client=int(fields["client"]),
+            round=int(fields["round"]),
+            status=str(fields["status"]),
+            missing=str(fields["missing"]).split(),
+            error=str(fields["error"]),
+            arrays=content.array_records.get("arrays"),
+            metrics=dict(content.metric_records["metrics"].items()),
+            extra=dict(json.loads(str(fields["extra"]))),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ForeignMessageError(f"its reply cannot be read ({error!r})") from error
 
 
 def _fields(content: RecordDict, name: str) -> Mapping[str, Any]:

@@ -1,22 +1,26 @@
 """A Flower grid without processes: requests go straight to the client's handlers.
 
 The same messages, records and refusals as in a simulation, in milliseconds. `script` may lose,
-delay, repeat or falsify answers.
+delay, repeat or falsify answers; `client` may be another client than ours, such as a `puppet`,
+which answers without a model.
 """
 
 from collections.abc import Callable, Iterable
-from uuid import uuid4
+from typing import Any
 
-from flwr.app import Context, Message, RecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from client_app import handlers
+from server_app.local import InProcessGrid
+from strategies.algebra import State
+from strategies.messages import Reply, Request, read_request, text_hash
+from strategies.packing import manifest, pack
 
 Script = Callable[[Message, Message], list[Message]]  # (request, reply) → what arrives
+Client = Callable[[Message, Context], Message]
 
 
-class LocalGrid(Grid):
+class LocalGrid(InProcessGrid):
     """`nodes` in-process nodes; node ids are 1, 2, …; node_config by node id."""
 
     def __init__(
@@ -24,36 +28,13 @@ class LocalGrid(Grid):
         nodes: int = 2,
         configs: dict[int, dict[str, str | int]] | None = None,
         script: Script | None = None,
+        client: Client = handlers.answer,
     ) -> None:
-        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
-        self.nodes = list(range(1, nodes + 1))
-        self.configs = configs or {}
+        super().__init__(nodes, client)
+        self.configs |= configs or {}
         self.script = script or (lambda request, reply: [reply])
         self.sent: list[Message] = []
-
-    def set_run(self, run: object) -> None:
-        """Nothing to set."""
-
-    @property
-    def run(self) -> object:
-        """No run object is needed."""
-        return None
-
-    def create_message(self, *args: object, **kwargs: object) -> Message:
-        """Messages are made by their constructor."""
-        return Message(*args, **kwargs)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """The connected nodes."""
-        return list(self.nodes)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Only send_and_receive is used."""
-        raise TypeError("LocalGrid answers send_and_receive only")
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Only send_and_receive is used."""
-        raise TypeError("LocalGrid answers send_and_receive only")
+        self.replies: list[Message] = []
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -61,19 +42,44 @@ class LocalGrid(Grid):
         """Every request is answered in turn, through the script."""
         arrived: list[Message] = []
         for message in messages:
-            message.metadata.__dict__["_message_id"] = str(uuid4())
             self.sent.append(message)
-            node = message.metadata.dst_node_id
-            arrived += self.script(message, self.answer(message, node))
+            reply = self.answer(message)
+            self.replies.append(reply)
+            arrived += self.script(message, reply)
         return arrived
 
-    def answer(self, message: Message, node: int) -> Message:
-        """The client's reply, as if it came from this node."""
-        config = self.configs.get(node, {"partition-id": node - 1})
-        context = Context(1, node, dict(config), RecordDict(), {})
-        TaskIdentity.node_id = node
-        reply = handlers.answer(message, context)
-        TaskIdentity.node_id = 1
-        return reply
+
+def puppet(answer: Callable[[Request], Reply]) -> Client:
+    """A client that answers by a function of the request alone."""
+
+    def client(message: Message, context: Context) -> Message:
+        return Message(answer(read_request(message.content)).content(), reply_to=message)
+
+    return client
 
 
+def trained(request: Request, state: State, examples: int = 1, **fields: Any) -> Reply:
+    """The good reply of a client that trained `state` on so many examples."""
+    reply = Reply(request.client, request.round)
+    reply.arrays = pack(state)
+    reply.extra = {"manifest": text_hash(manifest(state))}
+    reply.metrics = {"loss": 1.0, "num-examples": examples}
+    for name, value in fields.items():
+        setattr(reply, name, value)
+    return reply
+
+
+def falsified(reply: Message, **fields: Any) -> Message:
+    """The same answer with other fields in its record, as a faulty site may send it."""
+    content = RecordDict(dict(reply.content.items()))
+    record = content.config_records["reply"].copy()
+    for name, value in fields.items():
+        if isinstance(value, ArrayRecord):
+            content[name] = value
+        else:
+            record[name] = value
+    content["reply"] = record
+    changed = Message.__new__(Message)
+    changed.__dict__.update(reply.__dict__)
+    changed.__dict__["_content"] = content
+    return changed
