@@ -5,17 +5,27 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 
-.PHONY: run test quick check clean
+.PHONY: run test test-services check bench stop clean
 
-# One federated run, its closing table, and a failure when the run failed: make run ARGS="rounds=2"
+# One federated run, its closing table, and a failure when the run failed: make run ARGS="federation.rounds=2"
 run: $(READY)
 	$(BIN)/fedtuners run $(ARGS)
 
+# All cores for the many short tests; one by one those that start servers and take minutes, which
+# run where CI is set, or by: make test CI=1
 test: $(READY) check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not slow and not services" $(ARGS)
+	$(if $(CI),OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS))
 
-quick: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(ARGS)
+# Every figure of docs/performance.md that a CPU gives, each beside its reference.
+BENCHMARKS := adapter_step abba_forms residual wire start clients batching generation federation
+bench: $(READY)
+	for name in $(BENCHMARKS); do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$name || exit; done
+
+# A SuperLink, SuperNodes and executors as processes, and what happens when they are killed. Wants a
+# machine with nothing else to do: Flower gives a process a minute to start.
+test-services: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m services $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -31,5 +41,9 @@ $(READY): pyproject.toml constraints.txt fedtuners/cli/flower_environment.py
 	$(BIN)/python -m fedtuners.cli.flower_environment
 	touch $(READY)
 
-clean:
+# The local SuperLink that Flower leaves running for the next run.
+stop:
+	-pkill -f "flower-superlink.*$(CURDIR)/.flwr"
+
+clean: stop
 	rm -rf $(VENV) .flwr outputs state
