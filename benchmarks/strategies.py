@@ -40,6 +40,7 @@ COMBINATIONS = (
     ("ffa_lora", "abba"),
 )
 ALONE, POOLED = BASELINES = ("each client alone", "all rows in one place")
+ORDER = ("fed_sb", "fedex_lora", "fedavg_lora", "ffa_lora", *BASELINES)
 
 
 def main() -> None:
@@ -141,7 +142,7 @@ def _trained(config: Config, rows: Dataset, steps: int) -> float:
 def table(done: Iterable[dict[str, Any]]) -> str:
     """A Markdown table: mean ± sd over the seeds."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for line in done:
+    for line in sorted(done, key=lambda line: ORDER.index(line["strategy"])):
         groups[line["strategy"], line["adapter"]].append(line)
     columns = ("strategy", "adapter", "exact match", "old commands", "trained numbers")
     sizes_head = ("up kB", "down kB", "start kB", "total kB", "seconds")
