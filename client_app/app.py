@@ -1,9 +1,9 @@
-"""The ClientApp that Flower loads: three questions, each answered by client_app.handlers.
+"""The ClientApp that Flower loads: questions that client_app.worker has answered.
 
 In a simulation Ray unpickles this app in workers that look for modules in the folder where the
 SuperLink was started, before the bundle's: there another project's `client_app` may lie. So the
 function below travels by value (which pickling does for what belongs to `__main__`), brings the
-bundle's folder along, and imports the handlers from there and nowhere else.
+bundle's folder along, and imports from there and nowhere else.
 """
 
 from collections.abc import Callable
@@ -23,11 +23,11 @@ def _answer(bundle: str) -> Callable[[Message, Context], Message]:
 
         if sys.path[0] != bundle:
             sys.path.insert(0, bundle)
-        handlers = importlib.import_module("client_app.handlers")
+        worker = importlib.import_module("client_app.worker")
         # The path that led there may hold links; the bundle's does not.
-        if not os.path.realpath(str(handlers.__file__)).startswith(bundle):
-            raise ImportError(f"client_app was imported from {handlers.__file__}, not {bundle}")
-        reply: Message = handlers.answer(message, context)
+        if not os.path.realpath(str(worker.__file__)).startswith(bundle):
+            raise ImportError(f"client_app was imported from {worker.__file__}, not {bundle}")
+        reply: Message = worker.answer(message, context)
         return reply
 
     answer.__module__ = "__main__"

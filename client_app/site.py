@@ -7,10 +7,12 @@ where and how it computes, never the method.
 import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import Context
 
-from fedtuners.config import Config
+if TYPE_CHECKING:  # it brings torch along, which a site with a worker does not need here
+    from fedtuners.config import Config
 
 
 class SiteError(ValueError):
@@ -33,9 +35,10 @@ class Site:
     secagg_peers: str = ""  # file of the public keys that may take part, one OpenSSH key a line
     secagg_repeat: int = 0  # 1: take part again in a round that was already unmasked
     state: str = ""  # folder for what must outlive a process
+    worker: float = 0.0  # seconds that a process with the loaded model waits for a message; 0: none
     partition_id: int = -1  # which part of the run's data, when it has none of its own
 
-    def apply(self, config: Config) -> Config:
+    def apply(self, config: "Config") -> "Config":
         """The run's configuration as this site executes it."""
         data = replace(config.data, source=self.data) if self.data else config.data
         model = replace(
@@ -47,7 +50,7 @@ class Site:
         device = self.device or config.device
         return replace(config, data=data, model=model, train=train, device=device)
 
-    def check_privacy(self, config: Config) -> None:
+    def check_privacy(self, config: "Config") -> None:
         """Raise SiteError when the site limits what its rows cost and the run does not count it."""
         if self.epsilon and not config.privacy.active:
             raise SiteError(

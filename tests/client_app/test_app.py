@@ -24,7 +24,7 @@ try:
     answer(None, None)
 except Exception as error:
     print(type(error).__name__, error)
-print("from", sys.modules["client_app.handlers"].__file__)
+print("from", sys.modules["client_app.worker"].__file__)
 """
 
 
@@ -32,28 +32,28 @@ def test_another_projects_package_in_the_way_is_not_imported(tmp_path: Path) -> 
     """A worker that looks in another project's folder first, as Ray's do."""
     (tmp_path / "client_app").mkdir()
     (tmp_path / "client_app" / "__init__.py").write_text("")
-    (tmp_path / "client_app" / "handlers.py").write_text("raise SystemExit('wrong code')")
-    (tmp_path / "worker.py").write_text(FOREIGN)
+    (tmp_path / "client_app" / "worker.py").write_text("raise SystemExit('wrong code')")
+    (tmp_path / "foreign.py").write_text(FOREIGN)
     pickled = tmp_path / "answer"
     pickled.write_bytes(cloudpickle.dumps(module._answer(str(ROOT))))
 
     finished = subprocess.run(
-        [sys.executable, "worker.py", str(pickled)], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "foreign.py", str(pickled)], cwd=tmp_path, capture_output=True, text=True
     )
 
-    assert f"from {ROOT}/client_app/handlers.py" in finished.stdout, finished.stderr
+    assert f"from {ROOT}/client_app/worker.py" in finished.stdout, finished.stderr
 
 
 def test_a_worker_that_already_has_another_client_app_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = tmp_path / "handlers.py"
+    other = tmp_path / "worker.py"
     other.write_text("def answer(message, context): return 'wrong code'")
     foreign = importlib.util.module_from_spec(
-        importlib.util.spec_from_file_location("client_app.handlers", other)
+        importlib.util.spec_from_file_location("client_app.worker", other)
     )
     foreign.__spec__.loader.exec_module(foreign)
-    monkeypatch.setitem(sys.modules, "client_app.handlers", foreign)
+    monkeypatch.setitem(sys.modules, "client_app.worker", foreign)
 
     with pytest.raises(ImportError, match=r"client_app was imported from .*, not"):
         module._answer(str(ROOT))(None, None)

@@ -26,14 +26,14 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("elsewhere")
     for name in ("client_app", "server_app", "strategies"):
         (folder / name).mkdir()
-        for module in ("__init__", "app", "handlers", "messages", "run"):
+        for module in ("__init__", "app", "worker", "handlers", "messages", "run"):
             (folder / name / f"{module}.py").write_text(TRAP)
     return folder
 
 
 @pytest.fixture(scope="module")
-def fedtuners(elsewhere: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    """Run `fedtuners …` from another project's folder, by a SuperLink that is started there."""
+def flower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a Flower whose SuperLink ends with the module's tests."""
     home = tmp_path_factory.mktemp("flower")
     environment = os.environ | {
         "FLWR_HOME": str(home / "flwr"),
@@ -46,22 +46,28 @@ def fedtuners(elsewhere: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         "FEDTUNERS_STATE": str(home / "state"),
         "COLUMNS": "120",
     }
+    try:
+        yield environment
+    finally:
+        _end(home)
+
+
+@pytest.fixture(scope="module")
+def fedtuners(elsewhere: Path, flower: dict[str, str]) -> Command:
+    """Run `fedtuners …` from another project's folder, by a SuperLink that is started there."""
     program = str(Path(sys.executable).with_name("fedtuners"))
 
     def command(verb: str, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [program, verb, "--app", str(ROOT), *words],
             cwd=elsewhere,
-            env=environment,
+            env=flower,
             capture_output=True,
             text=True,
             timeout=300,
         )
 
-    try:
-        yield command
-    finally:
-        _end(home)
+    return command
 
 
 def _free_port() -> int:
