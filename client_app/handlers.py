@@ -6,6 +6,9 @@ its store. The loaded model is a cache, one per process.
 
 import hashlib
 import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from logging import getLogger
 from pathlib import Path
@@ -19,6 +22,7 @@ from client_app.site import Site, SiteError, read_site
 from client_app.store import Store
 from fedtuners.adapters import sketch_core, sketch_range
 from fedtuners.config import Config, ConfigError, from_json, to_json
+from fedtuners.logs import located, recorded
 from fedtuners.privacy import PrivacyError, PrivateClient, forecast, units_of
 from fedtuners.privacy.secagg import SecAggError
 from fedtuners.tasks import (
@@ -61,13 +65,34 @@ SPEAKABLE = (
 def answer(message: Message, context: Context) -> Message:
     """Answer one message; a failure becomes a sentence that carries none of the site's data."""
     client, round_ = -1, 0
-    try:
-        request = read_request(message.content)
-        client, round_ = request.client, request.round
-        reply = Client(request, read_site(context)).answer(message.metadata.message_type)
-    except Exception as error:
-        log.error("%s", traceback.format_exc())
-        reply = Reply(client, round_, FAILED, error=speakable(error))
+    with ExitStack() as opened:
+        try:
+            request = read_request(message.content)
+            client, round_ = request.client, request.round
+            site = read_site(context)
+            opened.enter_context(journal(request, site))
+            reply = Client(request, site).answer(message.metadata.message_type)
+            log.info("answered %s: %s", message.metadata.message_type, reply.status)
+        except Exception as error:
+            log.error("%s", traceback.format_exc())
+            reply = Reply(client, round_, FAILED, error=speakable(error))
+    return Message(reply.content(), reply_to=message)
+
+
+@contextmanager
+def journal(request: Request, site: Site) -> Iterator[None]:
+    """Within it, what is logged also goes into the site's own file, with run, round and node."""
+    site.folder.mkdir(parents=True, exist_ok=True)
+    node = site.name or f"client-{request.client}"
+    place = located(run=request.run, round=request.round, node=node)
+    with recorded(site.folder / "log.jsonl"), place:
+        yield
+
+
+def refused(message: Message, error: SiteError) -> Message:
+    """The reply of a site that cannot answer at all."""
+    request = read_request(message.content)
+    reply = Reply(request.client, request.round, FAILED, error=str(error))
     return Message(reply.content(), reply_to=message)
 
 
@@ -208,14 +233,16 @@ def _config(text: str) -> Config:
     return from_json(text)
 
 
-@lru_cache(maxsize=1)
-def _tuned_model(text: str, linear_only: bool) -> TunedModel:
-    return TunedModel(from_json(text), linear_only)
+_loaded: dict[str, TunedModel] = {}
 
 
 def tuned_model(config: Config) -> TunedModel:
-    """The loaded model of a configuration; once per process, for all clients and rounds."""
-    return _tuned_model(to_json(config), strategy_class(config).only_linear_factor)
+    """The loaded model of a configuration: one a process, for all its clients and rounds."""
+    key = to_json(replace(config, data=replace(config.data, source="")))  # whosever rows they are
+    if key not in _loaded:
+        _loaded.clear()  # the memory of another run's model first
+        _loaded[key] = TunedModel(config, strategy_class(config).only_linear_factor)
+    return _loaded[key]
 
 
 def _safe(run: str) -> str:

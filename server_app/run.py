@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 
 from fedtuners.card import write_cards
 from fedtuners.config import Config, make_adapter, to_json
+from fedtuners.logs import located, recorded
 from fedtuners.privacy import check as check_privacy
 from fedtuners.tasks import Splits, evaluate, load
 from fedtuners.tuned import TunedModel
@@ -51,8 +52,8 @@ def run(config: Config, grid: Grid, run_id: str) -> dict[str, Any]:
         folder = RunFolder.resume(config)
         earlier = checkpoint.load(folder.checkpoint)
         config = replace(config, resume=None)
-    log(INFO, "run folder: %s", folder.path)
-    with folder.alone():
+    with folder.alone(), recorded(folder.path / "log.jsonl"), located(run=run_id, node="server"):
+        log(INFO, "run folder: %s", folder.path)
         return _rounds(config, grid, run_id, folder, strategy, tuned, rows, earlier)
 
 

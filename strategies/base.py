@@ -22,6 +22,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fedtuners.adapters import Adapter
 from fedtuners.config import Config, ConfigError, FederationConfig, class_named
+from fedtuners.logs import located
 from fedtuners.tasks.metrics import LOWER_IS_BETTER
 from strategies.aggregation import Mean
 from strategies.algebra import State, check_finite
@@ -261,18 +262,26 @@ class AdapterStrategy(Strategy):
             if self._stale():
                 log(INFO, "no better %s since round %s: stopping", self.metric, self.best[1])
                 break
-            self.report = RoundReport(server_round, last=server_round == num_rounds)
-            started = time.monotonic()
-            messages = self.configure_train(server_round, arrays, ConfigRecord(), grid)
-            replies, self.report.problems = self.aggregation.ask(
-                self.exchange, list(messages), server_round, timeout
-            )
-            self.report.train_seconds = time.monotonic() - started
-            arrays = self.aggregate_train(server_round, replies)[0] or arrays
-            self.completed = server_round
-            self._finish(arrays, result, evaluate_fn)
+            with located(round=server_round):
+                self.report = RoundReport(server_round, last=server_round == num_rounds)
+                arrays = self._round(grid, server_round, arrays, timeout)
+                self._finish(arrays, result, evaluate_fn)
         result.arrays = arrays
         return result
+
+    def _round(
+        self, grid: Grid, server_round: int, arrays: ArrayRecord, deadline: float
+    ) -> ArrayRecord:
+        """Ask the round's clients, and combine what they answer within `deadline` seconds."""
+        started = time.monotonic()
+        messages = self.configure_train(server_round, arrays, ConfigRecord(), grid)
+        replies, self.report.problems = self.aggregation.ask(
+            self.exchange, list(messages), server_round, deadline
+        )
+        self.report.train_seconds = time.monotonic() - started
+        combined = self.aggregate_train(server_round, replies)[0] or arrays
+        self.completed = server_round
+        return combined
 
     def packed(self) -> ArrayRecord:
         """The global trainable tensors as they travel."""

@@ -310,7 +310,7 @@ def test_the_base_model_is_loaded_once_for_all_clients_and_rounds(
         loaded.append(config.model.name)
         return original(config, linear_only)
 
-    handlers._tuned_model.cache_clear()
+    handlers._loaded.clear()
     monkeypatch.setattr(handlers, "TunedModel", counted)
 
     made = federation("strategy=fed_sb")

@@ -48,7 +48,7 @@ def _folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def go(overrides: list[str], outputs: Path, name: str, grid: LocalGrid | None = None) -> Path:
     """One process's share of a run; returns the run folder."""
-    handlers._tuned_model.cache_clear()  # a new process has loaded nothing
+    handlers._loaded.clear()  # a new process has loaded nothing
     words = [*overrides, f"outputs={outputs}"]
     config = compose(words, CONF)
     if config.resume is not None:
