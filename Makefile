@@ -5,27 +5,23 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 
-.PHONY: run test test-services check bench stop clean
+.PHONY: run test check bench stop clean
 
 # One federated run, its closing table, and a failure when the run failed: make run ARGS="federation.rounds=2"
 run: $(READY)
 	$(BIN)/fedtuners run $(ARGS)
 
-# All cores for the many short tests; one by one those that start servers and take minutes, which
-# run where CI is set, or by: make test CI=1
+# All cores for the many short tests; one by one those that start servers, kill them and take minutes,
+# which run where CI is set, or by: make test CI=1. They want a machine with nothing else to do, since
+# Flower gives a process a minute to start.
 test: $(READY) check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not slow and not services" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not slow" $(ARGS)
 	$(if $(CI),OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS))
 
 # Every figure of docs/performance.md that a CPU gives, each beside its reference.
 BENCHMARKS := adapter_step abba_forms residual wire start clients batching generation federation
 bench: $(READY)
 	for name in $(BENCHMARKS); do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$name || exit; done
-
-# A SuperLink, SuperNodes and executors as processes, and what happens when they are killed. Wants a
-# machine with nothing else to do: Flower gives a process a minute to start.
-test-services: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m services $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .

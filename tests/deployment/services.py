@@ -138,6 +138,15 @@ class Services:
                 self.kill(service)
             else:
                 self.running.pop(service)
+        self._end_workers()
+
+    def _end_workers(self) -> None:
+        """kill -9 of the sites' warm workers, which outlive the executors that started them."""
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                words = (process / "cmdline").read_bytes()
+                if b"client_app.worker" in words and str(self.folder).encode() in words:
+                    os.kill(int(process.name), signal.SIGKILL)
 
     def log(self, service: str) -> str:
         """What a service has written so far."""

@@ -141,6 +141,16 @@ def test_docker_compose_accepts_the_files(files: list[str]) -> None:
     subprocess.run([docker, "compose", *chosen, "config", "--quiet"], cwd=ROOT, check=True)
 
 
+@pytest.mark.parametrize("name", ["docker-compose.yml", "docker-compose.gpu.yml"])
+def test_the_files_follow_the_compose_schema(name: str, tmp_path: Path) -> None:
+    check = [Path(sys.executable).with_name("check-jsonschema")]
+    check += ["--builtin-schema", "vendor.compose-spec"]
+    subprocess.run([*check, name], cwd=ROOT, check=True)
+    wrong = (ROOT / name).read_text(encoding="utf-8").replace("services:", "servces:", 1)
+    (tmp_path / name).write_text(wrong)
+    assert subprocess.run([*check, tmp_path / name], capture_output=True).returncode == 1
+
+
 # The image
 
 
@@ -162,6 +172,13 @@ def test_the_dockerfile_is_sound() -> None:
             assert "apt-get" not in value or "rm -rf /var/lib/apt/lists" in value
         if name in ("COPY", "WORKDIR"):
             assert ".." not in value
+
+
+def test_the_dockerfiles_linter_finds_nothing() -> None:
+    program = Path(sys.executable).with_name("hadolint")
+    # DL3013: versions are pinned by constraints.txt.
+    command = [program, "--ignore", "DL3013", "docker/Dockerfile"]
+    subprocess.run(command, cwd=ROOT, check=True)
 
 
 def test_the_image_pins_what_it_installs() -> None:

@@ -23,13 +23,16 @@ from services import (
 
 from fedtuners.cli.federation import private
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """Two sites, of which the second keeps a warm worker."""
     yield from brought_up(
-        tmp_path_factory.mktemp("fleet") / "f", "site-a", "site-b", FEDTUNERS_ROWS="300"
+        *(tmp_path_factory.mktemp("fleet") / "f", "site-a", "site-b"),
+        FEDTUNERS_ROWS="300",
+        SITE_B="worker=300",
     )
 
 
@@ -52,6 +55,16 @@ def test_the_result_is_that_of_a_simulation(
     for deployed, simulated_line in zip(*lines, strict=True):
         for key in deployed.keys() & {"up", "num-examples", "tokens", "exact_match"}:
             assert deployed[key] == simulated_line[key]
+    assert loads(services, "site-a") > loads(services, "site-b") == 1
+    assert "Flower counted" in done.stdout
+
+
+def loads(services: Services, site: str) -> int:
+    """How often a site loaded the base model in the newest run."""
+    text = (services.root(f"{site}-executor") / "state" / "log.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    newest = [line for line in lines if line["run"] == lines[-1]["run"]]
+    return sum("loaded base model" in line["message"] for line in newest)
 
 
 def test_the_exit_code_says_that_a_run_failed(services: Services) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from services import PORTS, ROOT, free_ports
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 PROJECT = ("conf", "server_app", "client_app", "strategies", "docker", "pyproject.toml")
 
 

@@ -11,7 +11,7 @@ import pytest
 from flwr.app import Message
 from services import FEDEX_LORA, ROOT, Services, assert_close, brought_up, simulated, wait_for
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 RESUME = "federation.minimum_nodes=2 resume=latest"  # of the file's three sites, two are started
 
