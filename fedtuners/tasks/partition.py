@@ -7,19 +7,16 @@ the same parts on every machine.
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from datasets import Dataset
-from flwr_datasets.partitioner import (
-    DirichletPartitioner,
-    IidPartitioner,
-    Partitioner,
-    PathologicalPartitioner,
-    SizePartitioner,
-)
 
 from fedtuners.tasks.config import PartitionConfig
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
 
 _dealt: WeakKeyDictionary[Dataset, dict[str, list[Dataset]]] = WeakKeyDictionary()
 
@@ -87,13 +84,15 @@ def describe(parts: Sequence[Dataset], column: str | None = None) -> dict[str, l
     return table
 
 
-def _partitioner(rows: Dataset, config: PartitionConfig, clients: int) -> Partitioner:
+def _partitioner(rows: Dataset, config: PartitionConfig, clients: int) -> "Partitioner":
+    from flwr_datasets import partitioner  # slow to import, and a site with own rows needs none
+
     if config.kind == "iid":
-        return IidPartitioner(clients)
+        return partitioner.IidPartitioner(clients)
     if config.kind == "size":
-        return SizePartitioner(_sizes(len(rows), config, clients))
+        return partitioner.SizePartitioner(_sizes(len(rows), config, clients))
     if config.kind == "dirichlet":
-        return DirichletPartitioner(
+        return partitioner.DirichletPartitioner(
             clients,
             str(config.column),
             float(config.alpha),
@@ -103,13 +102,13 @@ def _partitioner(rows: Dataset, config: PartitionConfig, clients: int) -> Partit
     # Both modes use every value when there is room; the first also draws which go together.
     values = len(rows.unique(config.column))
     mode = "first-deterministic" if clients >= values else "deterministic"
-    return PathologicalPartitioner(
+    return partitioner.PathologicalPartitioner(
         clients, str(config.column), config.classes, class_assignment_mode=mode, seed=config.seed
     )
 
 
 def _deal(
-    rows: Dataset, partitioner: Partitioner, clients: int, config: PartitionConfig
+    rows: Dataset, partitioner: "Partitioner", clients: int, config: PartitionConfig
 ) -> list[Dataset]:
     partitioner.dataset = rows
     try:
