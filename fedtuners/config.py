@@ -71,6 +71,7 @@ class FederationConfig:
     rounds: int = 5
     clients: int = 4  # parts of `data` when the nodes hold none of their own
     fraction: float = 1.0  # of the clients asked in each round
+    at_once: int = 100  # clients asked at the same time; more are asked in turn, to save memory
     minimum_replies: int = 2  # fewer good replies than this end the run with an error
     deadline: float = 3600.0  # seconds a round waits for its replies
     minimum_nodes: int = 1  # nodes to wait for before the first round
@@ -122,6 +123,7 @@ class Config:
     federation: FederationConfig = field(default_factory=FederationConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    track: Any = field(default_factory=dict)  # where numbers go besides the run folder; {}: nowhere
     seed: int = 0
     device: str = "auto"  # auto | cpu | cuda | cuda:1 …
     outputs: str | None = None  # folder of the run folders; None: $FEDTUNERS_OUTPUTS or ./outputs
@@ -175,6 +177,7 @@ def validate(config: Config) -> Config:
         "federation.rounds": federation.rounds,
         "federation.clients": federation.clients,
         "federation.minimum_replies": federation.minimum_replies,
+        "federation.at_once": federation.at_once,
         "train.steps": config.train.steps,
         "train.batch_size": config.train.batch_size,
         "train.learning_rate": config.train.learning_rate,

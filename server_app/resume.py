@@ -12,7 +12,7 @@ from server_app.folder import RunFolder
 FREE = {
     *("resume", "outputs", "device", "train.micro_batch", "evaluation.batch_size"),
     *("federation.rounds", "federation.patience", "federation.deadline", "federation.wait"),
-    *("federation.minimum_nodes", "federation.minimum_replies"),
+    *("federation.minimum_nodes", "federation.minimum_replies", "federation.at_once"),
 }
 Leaves = dict[str, Any]  # dotted key → value
 

@@ -6,7 +6,7 @@ never two: what a robust rule must compare is what secure aggregation hides. A p
 the mean of a method that is linear in the upload; the method then sees one update, the result.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, ClassVar
 
@@ -44,9 +44,13 @@ class Mean:
 
     def ask(
         self, exchange: Exchange, messages: Sequence[Message], round_: int, deadline: float
-    ) -> tuple[list[Message], dict[int, str]]:
-        """Send the training requests; good replies in order of client, and problems by client."""
-        return exchange.ask(messages, round_, deadline)
+    ) -> tuple[Iterable[Message], dict[int, str]]:
+        """Send the training requests; good replies in order of client, and problems by client.
+
+        The requests are sent as the replies are read, so that memory does not grow with their
+        number; the problems are complete when the replies are.
+        """
+        return exchange.ask_in_turn(messages, round_, deadline)
 
     def accept(self, strategy: "AdapterStrategy", reply: Reply) -> "Update":
         """The update in a reply; ValueError says why it does not count.

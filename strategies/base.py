@@ -50,7 +50,7 @@ class RoundReport:
     problems: dict[int, str] = field(default_factory=dict)  # client → why it did not count
     metrics: Metrics = field(default_factory=dict)  # of the evaluated global model, if it was
     together: Metrics = field(default_factory=dict)  # of the clients as one, by the aggregation
-    train_seconds: float = 0.0  # from sending to the last answer
+    train_seconds: float = 0.0  # from the first request to the combined answers
     evaluate_seconds: float = 0.0
     last: bool = False
 
@@ -142,6 +142,7 @@ class AdapterStrategy(Strategy):
             If a round would ask fewer clients than it insists on.
         """
         self.exchange, self.federation = exchange, federation
+        exchange.at_once = federation.at_once
         self.metric, self.seed = metric, seed
         if len(self.sample(1)) < federation.minimum_replies:
             raise ConfigError(
@@ -278,8 +279,8 @@ class AdapterStrategy(Strategy):
         replies, self.report.problems = self.aggregation.ask(
             self.exchange, list(messages), server_round, deadline
         )
-        self.report.train_seconds = time.monotonic() - started
         combined = self.aggregate_train(server_round, replies)[0] or arrays
+        self.report.train_seconds = time.monotonic() - started
         self.completed = server_round
         return combined
 

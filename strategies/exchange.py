@@ -8,7 +8,7 @@ twice, late, from the wrong node, or from other code.
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
 from typing import Any
@@ -62,6 +62,7 @@ class Exchange:
     sites: list[str] = field(default_factory=list)  # who client 0, 1, … is, if it has own rows
     held: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
     start: set[str] = field(default_factory=set)  # pieces whose bytes belong to the start
+    at_once: int = 100  # clients that are asked, and whose answers are held, at the same time
     traffic: Traffic = field(default_factory=Traffic)
 
     @classmethod
@@ -137,6 +138,29 @@ class Exchange:
         for client, problem in sorted(problems.items()):
             log(WARNING, "round %s: client %s: %s", round_, client, problem)
         return [good[client] for client in sorted(good)], problems
+
+    def ask_in_turn(
+        self, messages: Sequence[Message], round_: int, deadline: float
+    ) -> tuple[Iterator[Message], dict[int, str]]:
+        """Ask `at_once` clients after another, each such group for its part of the deadline.
+
+        The good replies come while they are iterated over, in order of client; the problems are
+        complete when they have all come. Nobody holds more than a group's answers.
+        """
+        problems: dict[int, str] = {}
+
+        def replies() -> Iterator[Message]:
+            started, asked = time.monotonic(), 0
+            for first in range(0, len(messages), self.at_once):
+                group = messages[first : first + self.at_once]
+                asked += len(group)
+                until = started + deadline * asked / len(messages)
+                good, found = self.ask(group, round_, max(until - time.monotonic(), 0.1))
+                problems.update(found)
+                while good:
+                    yield good.pop(0)
+
+        return replies(), problems
 
     def _completed(self, message: Message, reply: Reply) -> Message:
         """The same message with the pieces that the client says it lost."""

@@ -1,17 +1,22 @@
 """Questions and answers by a scripted grid: pieces once, lost ones again, odd answers refused."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
+from federation import connected
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from local_grid import LocalGrid, Script, falsified, puppet, trained
 
+from fedtuners.adapters import Lora
 from strategies.algebra import State
 from strategies.exchange import Exchange
+from strategies.fedavg_lora import FedAvgLora
 from strategies.messages import (
+    FAILED,
     MISSING,
     TRAIN,
     Piece,
@@ -254,3 +259,72 @@ def test_the_configuration_counts_as_the_start() -> None:
     frozen = 4 * sum(tensor.numel() for tensor in FROZEN.values())
     assert all(size > frozen for size in talk.traffic.down[0].values())
     assert all(size < talk.traffic.down[0][0] + 1000 for size in talk.traffic.down[1].values())
+
+
+# --- many clients ------------------------------------------------------------------------------
+
+
+class Crowd(LocalGrid):
+    """Remembers how many were asked together, and how many of their answers were alive at once."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(1, *args, **kwargs)
+        self.groups: list[int] = []
+        self.deadlines: list[float] = []
+        self.answers: list[ref[RecordDict]] = []
+        self.most = 0
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        asked = list(messages)
+        self.groups.append(len(asked))
+        self.deadlines.append(timeout or 0)
+        answers = [self.answer(message) for message in asked]
+        self.answers += [ref(answer.content) for answer in answers]
+        self.most = max(self.most, sum(answer() is not None for answer in self.answers))
+        return answers
+
+
+def test_many_clients_are_asked_in_groups_and_nobody_holds_all_answers() -> None:
+    grid = Crowd(client=puppet(obedient))
+    strategy = connected(FedAvgLora(Lora(rank=2)), STATE, grid, clients=25, at_once=10)
+
+    strategy.start(grid, strategy.packed(), 1, timeout=60)
+
+    assert grid.groups == [10, 10, 5]
+    assert grid.most <= 2 * 10  # a group, and what is left of the one before it
+    assert [round(seconds) for seconds in grid.deadlines] == [24, 48, 60]
+    assert strategy.report.updates[-1].client == 24
+    assert [update.client for update in strategy.report.updates] == list(range(25))
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 100])
+def test_the_result_does_not_depend_on_the_groups(at_once: int) -> None:
+    def drawn(request: Request) -> Reply:
+        draw = torch.Generator().manual_seed(request.client)
+        return trained(request, {"x.lora_B": torch.randn(3, 2, generator=draw)}, request.client + 1)
+
+    results = []
+    for size in (at_once, 7):
+        grid = Crowd(client=puppet(drawn))
+        strategy = connected(FedAvgLora(Lora(rank=2)), STATE, grid, clients=7, at_once=size)
+        strategy.start(grid, strategy.packed(), 1, timeout=60)
+        results.append(strategy.state["x.lora_B"])
+
+    assert torch.equal(*results)
+
+
+def test_a_client_that_fails_in_an_early_group_is_told_of_and_the_others_are_asked() -> None:
+    def answer(request: Request) -> Reply:
+        if request.client == 0:
+            return Reply(0, request.round, FAILED, error="no rows")
+        return obedient(request)
+
+    grid = Crowd(client=puppet(answer))
+    strategy = connected(FedAvgLora(Lora(rank=2)), STATE, grid, clients=6, at_once=2)
+
+    strategy.start(grid, strategy.packed(), 1, timeout=60)
+
+    assert strategy.report.problems == {0: "no rows"}
+    assert len(strategy.report.updates) == 5
