@@ -11,7 +11,8 @@ from torch import Tensor
 from benchmarks import models
 from benchmarks.harness import Row, interleaved, parser, peak_bytes, report
 from fedtuners.adapters.linear import in_out_features, linear_layer
-from strategies.algebra import LowRank, dense, num_example_weights, residual
+from strategies.algebra import LowRank, dense, residual
+from strategies.mean import num_example_weights
 
 MB = 2**20
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, ClassVar
 from flwr.app import Message
 
 from fedtuners.config import Config, ConfigError, class_named
-from strategies.algebra import State, StreamingMean, num_example_weights, weighted_mean
+from strategies.algebra import State
 from strategies.exchange import Exchange
+from strategies.mean import StreamingMean, num_example_weights, weighted_mean
 from strategies.messages import Metrics, Reply
 
 if TYPE_CHECKING:

@@ -1,111 +1,23 @@
-"""Pure tensor functions of aggregation: weighted means, exact residuals, stacks of thin factors.
+"""Pure functions of low-rank matrices: exact residuals, compression, stacks of thin factors.
 
 A state is the named tensors that one participant holds; a low-rank matrix is a pair of thin
 factors (L, R) that stands for the product L R. Nothing here knows of messages or of models.
 
-References: FedAvg, https://arxiv.org/abs/1602.05629; FedEx-LoRA, https://arxiv.org/abs/2410.09432;
-FLoRA, https://arxiv.org/abs/2409.05976.
+References: FedEx-LoRA, https://arxiv.org/abs/2410.09432; FLoRA, https://arxiv.org/abs/2409.05976.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 
 import torch
 from torch import Tensor
 
+from strategies.checks import check_count, check_finite
+
 State = dict[str, Tensor]
 LowRank = tuple[Tensor, Tensor]
 """(L, R) of shapes (m, k) and (k, n), for the m×n matrix L R."""
-Expected = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
-"""The shape and the dtype that each name of a state must have."""
-
-
-def num_example_weights(counts: Sequence[int]) -> list[float]:
-    """Return the FedAvg weights p_i = n_i / Σ n_j, which sum to one.
-
-    Raises
-    ------
-    ValueError
-        If a count is negative or not finite, or if no client has an example.
-    """
-    total = math.fsum(counts)
-    if not math.isfinite(total) or any(count < 0 for count in counts):
-        raise ValueError(f"numbers of examples must be finite and at least 0, but are {counts}.")
-    if total == 0:
-        raise ValueError("no client has an example, so there is nothing to weigh the clients by.")
-    return [count / total for count in counts]
-
-
-class StreamingMean:
-    """The weighted mean Σ w_i x_i / Σ w_i of one round's states, taken in one at a time.
-
-    Memory does not grow with the number of clients: one float64 per number of the state. Make a
-    new one for each round, so that no earlier upload can enter a later mean.
-
-    Sums are kept in float64 and cast to each tensor's own dtype at the end. Hence the mean of one
-    state is that state bit for bit (float64 tensors: to a rounding error), the mean of two does
-    not depend on their order, and that of more depends on it by some 1e-16 of the largest term:
-    the last bit of a float32 or bfloat16 result differs about never, but may. Add the clients
-    in a fixed order where a run must repeat bit for bit.
-    """
-
-    def __init__(self) -> None:
-        self._sums: State = {}
-        self._weights: list[float] = []
-        self._expected: Expected = {}
-
-    def add(self, state: State, weight: float) -> None:
-        """Take in one state; a state that is refused leaves the mean as it was.
-
-        Raises
-        ------
-        ValueError
-            If the weight is negative or not finite, or if the state holds integers, NaN or
-            infinity, or differs from the first one in names, shapes or dtypes.
-        """
-        if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"a weight must be finite and at least 0, but is {weight}.")
-        expected = self._expected if self._weights else signature(state)
-        problem = problems(state, expected) or _non_floating(state)
-        if problem:
-            raise ValueError(problem)
-        self._expected = expected
-        for name, tensor in state.items():
-            term = torch.mul(tensor.detach().double(), weight)
-            self._sums[name] = self._sums[name].add_(term) if self._weights else term
-        self._weights.append(weight)
-
-    def result(self) -> State:
-        """Return the mean of what was added, each tensor in its own dtype.
-
-        Raises
-        ------
-        ValueError
-            If nothing was added, or only states of weight 0.
-        """
-        total = math.fsum(self._weights)
-        if total == 0:
-            raise ValueError("there is no mean of no states, nor of states that all have weight 0.")
-        return {
-            name: (values / total).to(self._expected[name][1])
-            for name, values in self._sums.items()
-        }
-
-
-def weighted_mean(states: Sequence[State], weights: Sequence[float]) -> State:
-    """Return Σ w_i x_i / Σ w_i, tensor by tensor; see `StreamingMean` for what is exact.
-
-    Raises
-    ------
-    ValueError
-        If there is no state, not one weight a state, or a state that `StreamingMean` refuses.
-    """
-    _check_count(len(states), weights)
-    mean = StreamingMean()
-    for state, weight in zip(states, weights, strict=True):
-        mean.add(state, weight)
-    return mean.result()
 
 
 def residual(
@@ -145,7 +57,7 @@ def residual(
     ValueError
         If the weights do not sum to one or do not fit the clients, or if shapes do not agree.
     """
-    _check_count(len(client_factors), weights)
+    check_count(len(client_factors), weights)
     if not math.isclose(math.fsum(weights), 1.0, rel_tol=1e-9) or min(weights) < 0:
         raise ValueError(
             f"the weights of a residual must be at least 0 and sum to 1, but are {list(weights)}: "
@@ -260,7 +172,7 @@ def stack(factors: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
     ValueError
         If there is nothing to stack, not one weight a pair, or if shapes do not agree.
     """
-    _check_count(len(factors), weights)
+    check_count(len(factors), weights)
     _check_factors(factors)
     dtype = _result_dtype(factors)
     roots = [math.sqrt(abs(weight)) for weight in weights]
@@ -288,62 +200,6 @@ def dense(factors: LowRank) -> Tensor:
     L, R = factors
     dtype = _result_dtype([factors])
     return L.to(dtype) @ R.to(dtype)
-
-
-def signature(state: State) -> Expected:
-    """Return the shape and the dtype of each tensor, for `problems` to hold others against."""
-    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
-
-
-def problems(state: State, expected: Expected) -> str | None:
-    """Return one sentence on the first tensor, by name, that is not as expected; None if all are.
-
-    Looks for missing and unexpected names first, then for wrong shapes and dtypes, then for NaN
-    and infinity.
-    """
-    for name in sorted(expected.keys() - state.keys()):
-        return f"tensor {name!r} is missing."
-    for name in sorted(state.keys() - expected.keys()):
-        return f"tensor {name!r} is unexpected."
-    for name, (shape, dtype) in sorted(expected.items()):
-        tensor = state[name]
-        if tuple(tensor.shape) != tuple(shape):
-            return f"tensor {name!r} has shape {tuple(tensor.shape)} instead of {tuple(shape)}."
-        if tensor.dtype != dtype:
-            return f"tensor {name!r} is {tensor.dtype} instead of {dtype}."
-    return _non_finite(state)
-
-
-def check_finite(state: State) -> None:
-    """Raise a ValueError that names the first tensor, by name, with NaN or infinity in it."""
-    problem = _non_finite(state)
-    if problem:
-        raise ValueError(problem)
-
-
-def _non_finite(state: State) -> str | None:
-    for name, tensor in sorted(state.items()):
-        # NaN and infinity survive a sum, which is some ten times faster than looking at each value.
-        if math.isfinite(float(tensor.detach().sum())):
-            continue
-        bad = tensor.numel() - int(torch.isfinite(tensor).sum())
-        if bad:
-            return f"tensor {name!r} has {bad} NaN or infinite of {tensor.numel()} values."
-    return None
-
-
-def _non_floating(state: State) -> str | None:
-    for name, tensor in sorted(state.items()):
-        if not tensor.is_floating_point():
-            return f"tensor {name!r} is {tensor.dtype}, and only floating point can be averaged."
-    return None
-
-
-def _check_count(number: int, weights: Sequence[float]) -> None:
-    if number == 0:
-        raise ValueError("there is nothing to aggregate: no client sent anything.")
-    if number != len(weights):
-        raise ValueError(f"there are {len(weights)} weights for {number} terms; give one a term.")
 
 
 def _check_factors(factors: Sequence[LowRank]) -> None:

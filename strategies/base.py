@@ -25,7 +25,8 @@ from fedtuners.config import Config, ConfigError, FederationConfig, class_named
 from fedtuners.logs import located
 from fedtuners.tasks.metrics import LOWER_IS_BETTER
 from strategies.aggregation import Mean
-from strategies.algebra import State, check_finite
+from strategies.algebra import State
+from strategies.checks import check_finite
 from strategies.exchange import Exchange, TooFewRepliesError
 from strategies.messages import DIGEST, TRAIN, Metrics, Piece, Reply, read_reply, text_hash
 from strategies.packing import content_hash, manifest, pack, unpack

@@ -7,8 +7,9 @@ B̄ Ā ≠ Σ p_i B_i A_i, and likewise for ABBA's four. Linear in the upload.
 from collections.abc import Sequence
 from typing import ClassVar
 
-from strategies.algebra import State, weighted_mean
+from strategies.algebra import State
 from strategies.base import AdapterStrategy, Update
+from strategies.mean import weighted_mean
 
 
 class FedAvgLora(AdapterStrategy):

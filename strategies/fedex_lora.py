@@ -13,8 +13,9 @@ import torch
 
 from fedtuners.adapters import Adapter, by_module
 from fedtuners.adapters.residual import LEFT, RIGHT
-from strategies.algebra import State, compress, residual, weighted_mean
+from strategies.algebra import State, compress, residual
 from strategies.base import AdapterStrategy, Update
+from strategies.mean import weighted_mean
 
 
 class FedExLora(AdapterStrategy):

@@ -9,21 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from strategies.algebra import (
-    LowRank,
-    State,
-    StreamingMean,
-    add,
-    check_finite,
-    compress,
-    dense,
-    num_example_weights,
-    problems,
-    residual,
-    signature,
-    stack,
-    weighted_mean,
-)
+from strategies.algebra import LowRank, State, add, compress, dense, residual, stack
+from strategies.checks import check_finite, problems, signature
+from strategies.mean import StreamingMean, num_example_weights, weighted_mean
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 few = settings(max_examples=25, deadline=None, derandomize=True)
