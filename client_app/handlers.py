@@ -22,7 +22,7 @@ from client_app.site import Site, SiteError, read_site
 from client_app.store import Store
 from fedtuners.adapters import sketch_core, sketch_range
 from fedtuners.config import Config, ConfigError, from_json, to_json
-from fedtuners.logs import located, recorded
+from fedtuners.logs import journal, located, recorded
 from fedtuners.privacy import PrivacyError, PrivateClient, forecast, units_of
 from fedtuners.privacy.secagg import SecAggError
 from fedtuners.tasks import (
@@ -70,9 +70,9 @@ def answer(message: Message, context: Context) -> Message:
             request = read_request(message.content)
             client, round_ = request.client, request.round
             site = read_site(context)
-            opened.enter_context(journal(request, site))
+            opened.enter_context(logged(request, site))
             reply = Client(request, site).answer(message.metadata.message_type)
-            log.info("answered %s: %s", message.metadata.message_type, reply.status)
+            journal.info("answered %s: %s", message.metadata.message_type, reply.status)
         except Exception as error:
             log.error("%s", traceback.format_exc())
             reply = Reply(client, round_, FAILED, error=speakable(error))
@@ -80,7 +80,7 @@ def answer(message: Message, context: Context) -> Message:
 
 
 @contextmanager
-def journal(request: Request, site: Site) -> Iterator[None]:
+def logged(request: Request, site: Site) -> Iterator[None]:
     """Within it, what is logged also goes into the site's own file, with run, round and node."""
     site.folder.mkdir(parents=True, exist_ok=True)
     node = site.name or f"client-{request.client}"

@@ -24,6 +24,7 @@ from strategies.algebra import State
 from strategies.messages import SKETCH, TRAIN, Metrics, Request, text_hash
 from strategies.packing import manifest, unpack
 from strategies.secure import (
+    CONFIRM,
     CORE,
     KEYS,
     MASKED,
@@ -56,7 +57,7 @@ class SecureClient:
         self.folder = folder / "secagg"
 
     def answer(self, kind: str) -> dict[str, Any]:
-        """Keys, shares or what unmasks the sum."""
+        """Keys, shares, a signature of the survivors, or what unmasks their sum."""
         purpose = str(self.request.extra["purpose"])
         if purpose not in (TRAINED, RANGE, CORE):
             raise SecAggError(f"there is nothing called '{purpose}' to add up.")
@@ -64,12 +65,17 @@ class SecureClient:
             return {"keys": self._announce(purpose)}
         session = self._load(purpose)
         if kind == SHARES:
-            trusted = Trusted.load(Path(self.site.secagg_peers)) if self.site.secagg_peers else None
             entries, threshold = self.request.extra["roster"], int(self.request.extra["threshold"])
-            shares = session.share(entries, threshold, trusted)
+            shares = session.share(entries, threshold, self._trusted())
             self._save(purpose, session)
             return {"shares": {str(peer): sealed for peer, sealed in shares.items()}}
-        revealed = session.reveal([int(client) for client in self.request.extra["survivors"]])
+        survivors = [int(client) for client in self.request.extra["survivors"]]
+        if kind == CONFIRM:
+            confirmation = session.confirm(survivors, self._signer())
+            self._save(purpose, session)
+            return {"confirmation": confirmation}
+        confirmations = self.request.extra.get("confirmations", {})
+        revealed = session.reveal(survivors, confirmations, self._trusted())
         self._path(purpose, "revealed").touch()
         self._path(purpose, "json").unlink()
         return revealed
@@ -108,13 +114,22 @@ class SecureClient:
                 "sum could be set against the first. If an interrupted run is to repeat it, allow "
                 "that by --node-config 'secagg-repeat=1'."
             )
-        signer = Signer.load(Path(self.site.secagg_key)) if self.site.secagg_key else None
+        signer = self._signer() if self.site.secagg_key else None
         for finished in self.folder.glob("*.json"):  # of sums that went on without this client
             finished.unlink()
         name = session_name(self.request.run, self.request.round, purpose)
         session, announcement = ClientSession.announce(name, self.request.client, signer)
         self._save(purpose, session)
         return asdict(announcement)
+
+    def _signer(self) -> Signer:
+        if not self.site.secagg_key:
+            raise SecAggError("this site has no key to sign with (secagg-key).")
+        return Signer.load(Path(self.site.secagg_key))
+
+    def _trusted(self) -> Trusted | None:
+        peers = self.site.secagg_peers
+        return Trusted.load(Path(peers)) if peers else None
 
     def _load(self, purpose: str) -> ClientSession:
         path = self._path(purpose, "json")

@@ -1,7 +1,8 @@
 """Structured logs: a JSON object a line, each with the run, round and node it is about.
 
 What Flower's logger says goes to the terminal as ever; `recorded` also appends it to a file, where
-`jq 'select(.round == 3)' log.jsonl` finds it again.
+`jq 'select(.round == 3)' log.jsonl` finds it again. What would crowd a terminal is said to
+`journal`, which goes to the file alone.
 """
 
 import json
@@ -11,6 +12,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
+
+journal = logging.getLogger("fedtuners.journal")
+journal.setLevel(logging.INFO)
+journal.propagate = False
 
 _place: ContextVar[dict[str, str | int]] = ContextVar("place", default={})  # noqa: B039  # read only
 
@@ -27,13 +32,16 @@ def located(**place: str | int) -> Iterator[None]:
 
 @contextmanager
 def recorded(path: Path) -> Iterator[None]:
-    """Within it, what Flower's logger says is appended to a file as JSON lines."""
-    logger, lines = logging.getLogger("flwr"), JsonLines(path)
-    logger.addHandler(lines)
+    """Within it, what Flower's logger and `journal` say is appended to a file as JSON lines."""
+    lines = JsonLines(path)
+    loggers = logging.getLogger("flwr"), journal
+    for logger in loggers:
+        logger.addHandler(lines)
     try:
         yield
     finally:
-        logger.removeHandler(lines)
+        for logger in loggers:
+            logger.removeHandler(lines)
 
 
 class JsonLines(logging.Handler):
