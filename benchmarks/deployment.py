@@ -35,7 +35,6 @@ CASES = {
     "one q_proj, rank 1": "adapter.rank=1 adapter.targets=[layers.0.self_attn.q_proj]",
     "rank 8": "adapter.rank=8",
     "rank 64": "adapter.rank=64",
-    "100M model, rank 8": "model=MODEL adapter.rank=8",
     "100M model, rank 160": "model=MODEL adapter.rank=160",
 }
 WARM = {f"SITE_{site}": "worker=300" for site in "AB"}
