@@ -37,7 +37,7 @@ CASES = {
     "rank 64": "adapter.rank=64",
     "100M model, rank 160": "model=MODEL adapter.rank=160",
 }
-WARM = {f"SITE_{site}": "worker=300" for site in "AB"}
+COLD = {f"SITE_{site}": "worker=0" for site in "AB"}
 
 
 def measured(folder: Path) -> tuple[float, int]:
@@ -88,8 +88,8 @@ def main() -> None:
         settings = f"{SETTINGS} federation.rounds={parsed.rounds}"
         model = big_model(folder / "model") if any("100M" in c for c in parsed.cases) else ""
         words = {c: f"{settings} {CASES[c].replace('MODEL', model)}" for c in parsed.cases}
-        cold = seconds_of(words, folder / "cold")
-        warm = seconds_of(words, folder / "warm", **WARM)
+        cold = seconds_of(words, folder / "cold", **COLD)
+        warm = seconds_of(words, folder / "warm")
         for number, (case, run) in enumerate(words.items()):
             reference, size = measured(simulated(run, folder / f"simulated-{number}"))
             note = f"{size:,} bytes a client and round"

@@ -78,7 +78,8 @@ class Address:
         state.mkdir(parents=True, exist_ok=True)
         name = hashlib.sha256(f"{state} {site.name}".encode()).hexdigest()[:16]
         key = f"{BUNDLE} {fedtuners.__version__} {sys.executable} {site}"
-        return cls(folder / name, key, site.worker, state / "worker.log")
+        clean = "".join(c if c.isalnum() else "-" for c in f"worker {site.name}".strip())
+        return cls(folder / name, key, site.worker, state / f"{clean}.log")
 
     def ask(self, message: Message, context: Context) -> tuple[Message, Said]:
         """The worker's answer. SiteError when none can be started, or when it dies meanwhile."""
@@ -90,8 +91,8 @@ class Address:
                 answered: tuple[Message, Said] = connection.recv()
             except (EOFError, OSError):
                 raise SiteError(
-                    "the site's worker died while it answered; its log is worker.log in the "
-                    "site's state folder, and the next message starts another"
+                    f"the site's worker died while it answered; {self.log.name} in the site's "
+                    "state folder may say why, and the next message starts another"
                 ) from None
         return answered
 

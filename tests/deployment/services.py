@@ -124,6 +124,7 @@ class Services:
         process = self.running.pop(service)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        end_workers(self.root(service))
 
     def stop(self) -> None:
         """End everything that is still running."""
@@ -138,15 +139,7 @@ class Services:
                 self.kill(service)
             else:
                 self.running.pop(service)
-        self._end_workers()
-
-    def _end_workers(self) -> None:
-        """kill -9 of the sites' warm workers, which outlive the executors that started them."""
-        for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                words = (process / "cmdline").read_bytes()
-                if b"client_app.worker" in words and str(self.folder).encode() in words:
-                    os.kill(int(process.name), signal.SIGKILL)
+        end_workers(self.folder)
 
     def log(self, service: str) -> str:
         """What a service has written so far."""
@@ -180,6 +173,15 @@ def image_environment() -> dict[str, str]:
     text = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
     words = [w for line in text.splitlines() if line.startswith("ENV ") for w in shlex.split(line)]
     return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def end_workers(folder: Path) -> None:
+    """kill -9 of the warm workers of sites in `folder`, which outlive who started them."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (process / "cmdline").read_bytes()
+            if b"client_app.worker" in words and str(folder).encode() in words:
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 def free_ports(count: int) -> list[int]:

@@ -28,11 +28,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
-    """Two sites, of which the second keeps a warm worker."""
+    """Two sites, of which the first keeps no warm worker."""
     yield from brought_up(
         *(tmp_path_factory.mktemp("fleet") / "f", "site-a", "site-b"),
         FEDTUNERS_ROWS="300",
-        SITE_B="worker=300",
+        SITE_A="worker=0",
     )
 
 
@@ -67,10 +67,20 @@ def loads(services: Services, site: str) -> int:
     return sum("loaded base model" in line["message"] for line in newest)
 
 
-def test_the_exit_code_says_that_a_run_failed(services: Services) -> None:
-    done = services.once("submit", FEDTUNERS_RUN="strategy=no_such_method")
-    assert done.returncode == 1
-    assert "no_such_method" in done.stdout
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        ("strategy=no_such_method", 2, "no_such_method"),
+        (f"{FEDEX_LORA} federation.minimum_nodes=9 federation.wait=5", 1, "nodes came within"),
+    ],
+    ids=["refused before the start", "failed at the server"],
+)
+def test_the_exit_code_says_that_a_run_failed(
+    services: Services, words: str, code: int, sentence: str
+) -> None:
+    done = services.once("submit", FEDTUNERS_RUN=words)
+    assert done.returncode == code
+    assert sentence in done.stdout + done.stderr
 
 
 def test_admitting_again_changes_nothing(services: Services) -> None:

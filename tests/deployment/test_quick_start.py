@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from services import PORTS, ROOT, free_ports
+from services import PORTS, ROOT, end_workers, free_ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 PROJECT = ("conf", "server_app", "client_app", "strategies", "docker", "pyproject.toml")
@@ -58,6 +58,7 @@ def test_the_quick_start_runs_as_written(tmp_path: Path) -> None:
         code = shell.wait(1000)
     finally:
         os.killpg(shell.pid, signal.SIGKILL)  # the services in the background
+        end_workers(tmp_path)
 
     # Assert
     said = (tmp_path / "log").read_text(errors="replace")
