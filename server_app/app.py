@@ -7,6 +7,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedtuners.config import compose
+from server_app.polling import PollingGrid
 from server_app.resume import resumed
 from server_app.run import run
 
@@ -22,4 +23,4 @@ def main(grid: Grid, context: Context) -> None:
     config = compose(overrides, CONF)
     if config.resume is not None:
         config = resumed(config, overrides)
-    run(config, grid, str(context.run_id))
+    run(config, PollingGrid(grid), str(context.run_id))

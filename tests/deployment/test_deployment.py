@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,7 +57,10 @@ def test_the_result_is_that_of_a_simulation(
         for key in deployed.keys() & {"up", "num-examples", "tokens", "exact_match"}:
             assert deployed[key] == simulated_line[key]
     assert loads(services, "site-a") > loads(services, "site-b") == 1
-    assert "Flower counted" in done.stdout
+    ours = json.loads((services.run_folder / "summary.json").read_text())["bytes"]["total"]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("Flower counted")]
+    flowers = sum(int(number.replace(",", "")) for number in re.findall(r"[\d,]{4,}", line))
+    assert ours < flowers < 1.05 * ours + 200_000, (ours, line)
 
 
 def loads(services: Services, site: str) -> int:
