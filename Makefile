@@ -5,11 +5,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 
-.PHONY: run test check bench stop clean
+.PHONY: run test test-quantised check bench stop clean
 
 # One federated run, its closing table, and a failure when the run failed: make run ARGS="federation.rounds=2"
 run: $(READY)
 	$(BIN)/fedtuners run $(ARGS)
+
+QUANTISED := tests/adapters/test_quantised.py tests/tasks/test_quantisation.py tests/test_quantised_runs.py \
+  tests/test_optimisers.py
 
 # All cores for the many short tests; one by one those that start servers, kill them and take minutes,
 # which run where CI is set, or by: make test CI=1. They want a machine with nothing else to do, since
@@ -17,6 +20,13 @@ run: $(READY)
 test: $(READY) check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not slow" $(ARGS)
 	$(if $(CI),OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS))
+	$(if $(CI),$(MAKE) test-quantised)
+
+# bitsandbytes lies beside the environment: PEFT imports it wherever it is installed, which would cost
+# every process a second.
+test-quantised: $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/quantised bitsandbytes==0.50.2
+	OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/quantised $(BIN)/python -m pytest $(QUANTISED)
 
 # Every figure of docs/performance.md that a CPU gives, each beside its reference.
 BENCHMARKS := adapter_step abba_forms residual wire start clients batching generation federation

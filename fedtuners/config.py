@@ -39,6 +39,7 @@ class TrainConfig:
     group_by_length: bool = False  # batches of similar lengths: less padding, less mixed batches
     learning_rate: float = 3e-3
     weight_decay: float = 0.0
+    optimizer: str = "adamw"  # adamw | adamw_8bit | paged_adamw_8bit (both need fedtuners[cuda])
     schedule: str = "constant"  # constant | linear | cosine, over the steps of one round
     warmup: float = 0.0  # fraction of the steps spent rising from 0
     max_grad_norm: float | None = None
@@ -133,6 +134,7 @@ class Config:
 ConfigStore.instance().store(name="schema", node=Config)
 
 CHOICES = {
+    "train.optimizer": ("adamw", "adamw_8bit", "paged_adamw_8bit"),
     "train.schedule": ("constant", "linear", "cosine"),
     "start.source": ("clients", "server", "public"),
     "federation.wire_dtype": (None, "bfloat16"),

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from fedtuners.config import TrainConfig
+from fedtuners.optimisers import make_optimiser
 from fedtuners.tasks import Batch, Task
 
 
@@ -30,7 +30,7 @@ def train(
     """
     started = time.monotonic()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimiser = make_optimiser(trained, config)
     schedule = LambdaLR(optimiser, lambda step: rate(step, config))
     device = trained[0].device
     total = torch.zeros((), device=device)  # read once, after the last step

@@ -4,6 +4,8 @@ Importing this package registers the tuners with PEFT. Usable with plain PEFT, w
 the project: `get_peft_model(model, LoraSbConfig(...))`, or `LoraSb(rank=64).attach(model, ...)`.
 """
 
+import warnings
+
 from fedtuners.adapters.abba import Abba, AbbaConfig, AbbaModel
 from fedtuners.adapters.base import Adapter, Start
 from fedtuners.adapters.estimate import (
@@ -31,6 +33,9 @@ from fedtuners.adapters.state import (
     modules,
     trainable_names,
 )
+
+# PEFT asks transformers for a property by its old name, once a process: nothing to be done here.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 __all__ = [
     "Abba",

@@ -104,6 +104,8 @@ class Adapter(ABC):
         """
         if task == "classification" and not any(hasattr(base, head) for head in HEADS):
             raise ValueError(f"{type(base).__name__} has no head called {' or '.join(HEADS)}")
+        if min(self.module_ranks()) < 1:
+            raise ValueError(f"rank {min(self.module_ranks())} of {self.name} must be at least 1")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             model = get_peft_model(base, self.config(task))

@@ -15,6 +15,7 @@ not of its sign, and scales them so that Q Zᵀ has the sign update's Frobenius 
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -175,7 +176,7 @@ def _groups(model: nn.Module, modules: Iterable[str], max_bytes: int) -> Iterato
     group: list[str] = []
     held = 0
     for module in modules:
-        size = 4 * base_layer(model, module).weight.numel()
+        size = 4 * math.prod(in_out_features(base_layer(model, module)))
         if group and held + size > max_bytes:
             yield group
             group, held = [], 0

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.hooks import RemovableHandle
 
-from fedtuners.adapters.linear import LinearLayer, as_stored, in_out_features
+from fedtuners.adapters.linear import LinearLayer, as_stored, check_mergeable, in_out_features
 from fedtuners.adapters.state import PEFT_PREFIX, base_layer
 
 # How a residual's factors are called where tensors go by name: `<module path>.residual_L`.
@@ -83,9 +83,14 @@ def residuals(model: nn.Module) -> dict[str, LowRank]:
 
 
 def merge_residual(model: nn.Module) -> None:
-    """Adds all residuals into the base weights and removes them; rounds to the weights' dtype."""
+    """Adds all residuals into the base weights and removes them; rounds to the weights' dtype.
+
+    Raises:
+        ValueError: when the base is quantised.
+    """
     for path, (L, R) in residuals(model).items():
         layer = base_layer(model, path)
+        check_mergeable(layer)
         weight = layer.weight
         weight.data = (weight.data + as_stored(layer, L @ R)).to(weight.dtype)
         _detach(layer)

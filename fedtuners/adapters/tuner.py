@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from fedtuners.adapters.linear import (
     LinearLayer,
     as_stored,
-    check_plain,
+    check_known,
+    check_mergeable,
     check_rank,
     in_out_features,
     linear_layer,
+    weight_matrix,
 )
 
 
@@ -68,8 +70,7 @@ class BranchLinear(nn.Module, BaseTunerLayer):
 
     def base_matrix(self) -> Tensor:
         """W0 (m, n) as a CPU tensor of `factor_dtype`, for starts that decompose it."""
-        weight = self.linear.weight.detach().to("cpu", self.factor_dtype)
-        return as_stored(self.linear, weight)
+        return weight_matrix(self.linear).to("cpu", self.factor_dtype)
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """ΔW of one adapter in the shape of the base layer's weight, scaling included."""
@@ -97,8 +98,10 @@ class BranchLinear(nn.Module, BaseTunerLayer):
         """Adds ΔW of the given (else the active) adapters to the base weight.
 
         Raises:
-            ValueError: with `safe_merge`, when a merged weight would not be finite.
+            ValueError: when the base is quantised; with `safe_merge`, when a merged weight would
+                not be finite.
         """
+        check_mergeable(self.linear)
         weight = self.linear.weight
         for adapter_name in check_adapters_to_merge(self, adapter_names):
             if not self.has_branch(adapter_name):
@@ -141,7 +144,7 @@ class BranchTuner(BaseTuner):
     ) -> None:
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         linear = linear_layer(current_key, base)
-        check_plain(current_key, linear)
+        check_known(current_key, linear)
         for rank in self.ranks(peft_config):
             check_rank(current_key, linear, rank)
         layer = target if isinstance(target, BranchLinear) else self.tuner_layer_cls(target)

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from fedtuners.config import TrainConfig
+from fedtuners.optimisers import make_optimiser
 from fedtuners.privacy.randomness import Randomness
 from fedtuners.privacy.sampling import Draw, Part
 from fedtuners.tasks import Task
@@ -59,7 +59,7 @@ def private_train(
     """
     started = time.monotonic()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimiser = make_optimiser(trained, config)
     schedule = LambdaLR(optimiser, lambda step: rate(step, config))
     steps = 0
     model.train()

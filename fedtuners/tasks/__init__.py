@@ -1,9 +1,9 @@
 """Tasks: where rows come from, who gets which, and how they become batches, losses and scores."""
 
 from fedtuners.tasks.batches import Batch, Encoded, batches, collate, steps_per_epoch
-from fedtuners.tasks.config import DataConfig, ModelConfig, PartitionConfig
+from fedtuners.tasks.config import DataConfig, ModelConfig, ModelError, PartitionConfig
 from fedtuners.tasks.metrics import Metric
-from fedtuners.tasks.models import ModelError, model_path
+from fedtuners.tasks.models import model_path
 from fedtuners.tasks.partition import PartitionError, describe, partition, partitions
 from fedtuners.tasks.readers import DataError
 from fedtuners.tasks.sources import Splits, load, load_own

@@ -7,12 +7,17 @@ checked on construction, with one sentence that names the key and the choices.
 from dataclasses import dataclass, field
 
 DTYPES = ("float32", "bfloat16", "float16")
+QUANTISATIONS = ("null", "int8", "nf4")
 TASKS = ("causal_lm", "classification")
 METRICS = {
     "causal_lm": ("exact_match", "gsm8k", "math", "choice", "loss", "perplexity"),
     "classification": ("accuracy", "matthews", "loss"),
 }
 PARTITIONS = ("iid", "dirichlet", "natural", "size", "pathological")
+
+
+class ModelError(ValueError):
+    """A base model that cannot be used; its one sentence names it and the fix."""
 
 
 @dataclass
@@ -22,9 +27,11 @@ class ModelConfig:
     name: str = "demo"  # "demo" (ships with the project), a hub name, or a local folder
     dtype: str = "float32"  # float32 | bfloat16 | float16
     revision: str | None = None  # commit, tag or branch on the hub; None: the default branch
+    quantization: str | None = None  # int8 | nf4: weights in 8 or 4 bits (needs fedtuners[cuda])
 
     def __post_init__(self) -> None:
         one_of("model.dtype", self.dtype, DTYPES)
+        one_of("model.quantization", self.quantization or "null", QUANTISATIONS)
 
 
 @dataclass

@@ -15,11 +15,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from fedtuners.tasks.config import ModelConfig
-
-
-class ModelError(ValueError):
-    """A base model that cannot be used; its one sentence names it and the fix."""
+from fedtuners.tasks.config import ModelConfig, ModelError
+from fedtuners.tasks.quantisation import keep_trainable, quantiser
 
 
 def model_path(name: str) -> str:
@@ -43,7 +40,7 @@ def load_causal_lm(
     tokenizer = load_tokenizer(config)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokeniser of {config.name} has no end-of-sequence token")
-    model = _load(AutoModelForCausalLM, config)
+    model = _load(AutoModelForCausalLM, config, device)
     return _frozen(model, tokenizer, device), tokenizer
 
 
@@ -63,6 +60,7 @@ def load_classifier(
         model = _load(
             AutoModelForSequenceClassification,
             config,
+            device,
             num_labels=len(labels),
             id2label=names,
             label2id={name: index for index, name in names.items()},
@@ -91,8 +89,13 @@ def check_length(model: nn.Module, tokens: int) -> None:
         )
 
 
-def _load(kind: Any, config: ModelConfig, **options: Any) -> PreTrainedModel:
-    return _from_pretrained(kind, config, dtype=getattr(torch, config.dtype), **options)
+def _load(
+    kind: Any, config: ModelConfig, device: str | torch.device, **options: Any
+) -> PreTrainedModel:
+    options |= quantiser(config, device, kind is AutoModelForSequenceClassification)
+    model = _from_pretrained(kind, config, dtype=getattr(torch, config.dtype), **options)
+    keep_trainable(model)
+    return model
 
 
 def _from_pretrained(kind: Any, config: ModelConfig, **options: Any) -> Any:
@@ -105,6 +108,11 @@ def _from_pretrained(kind: Any, config: ModelConfig, **options: Any) -> Any:
         raise ModelError(
             f"model.name={config.name} could not be loaded as {wanted}: it must be 'demo', a "
             "folder in Hugging Face format, or a hub name that can be reached from here"
+        ) from error
+    except RuntimeError as error:  # tensors of other shapes than the task wants
+        raise ModelError(
+            f"model.name={config.name} has a head for other labels than the data has: use a base "
+            "model without a head, or set data.labels to the head's"
         ) from error
 
 
