@@ -1,18 +1,21 @@
 """What a run will send: the bytes of its messages from shapes alone, before anything runs.
 
 The messages are made as in a run, by the same exchange, but without their arrays, whose bytes are
-known from their shapes. A test holds the result against what real runs count.
+known from their shapes. Under secure aggregation they include keys, shares, masks and unmasking,
+of sites that do not sign. A test holds the result against what real runs count.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, cast
 
 import torch
 from flwr.serverapp import Grid
 
 from fedtuners.config import Config, to_json
+from fedtuners.privacy.secagg import Announcement, threshold
+from fedtuners.privacy.secagg.shamir import SHARE_BYTES
 from strategies.algebra import State
 from strategies.base import AdapterStrategy, wire_dtype
 from strategies.exchange import Exchange, Traffic
@@ -26,17 +29,22 @@ from strategies.messages import (
     record_bytes,
 )
 from strategies.packing import HEADER_BYTES, manifest
+from strategies.secure import CORE, RANGE, TRAINED, Secagg, values
 
 RUN = "0" * 20  # as long as Flower's run ids
 HASH = "0" * DIGEST
-TRAINED: Metrics = {
-    "loss": 1.0,
-    "examples": 4096,
-    "tokens": 2**20,
-    "steps": 128,
-    "seconds": 1.0,
-    "num-examples": 4096,
+EXAMPLES: Metrics = {"num-examples": 4096}
+MEASURED: Metrics = {"loss": 1.0, "examples": 4096, "tokens": 2**20, "steps": 128, "seconds": 1.0}
+PRIVATE: Metrics = {
+    "epsilon": 1.0,
+    "delta": 1e-5,
+    "noise_multiplier": 1.0,
+    "sample_rate": 0.1,
+    "protected_units": 4096,
 }
+CLEAR = {"epsilon", "seconds"}  # what of the metrics travels unmasked
+KEY, SHARE = "0" * 64, "0" * 2 * SHARE_BYTES  # in hex
+SEALED = 2 * SHARE + "0" * 2 * 16  # a share of the key and one of the seed, and Poly1305's tag
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,14 @@ class Tensors:
     frozen: State
     shapes: Mapping[str, tuple[int, int]]  # (out_features, in_features) of each adapted module
     start_rank: int | None  # of an adapter that starts from an update estimate
+
+
+class Asked(NamedTuple):
+    """What a request for an upload carries."""
+
+    pieces: list[str]
+    arrays: int  # bytes
+    extra: dict[str, Any]
 
 
 def forecast(config: Config, strategy: AdapterStrategy, tensors: Tensors, nodes: int) -> Traffic:
@@ -84,14 +100,14 @@ class _Forecast:
             federation,
             self.config.seed,
         )
-        trained = packed_bytes(self.tensors.trained, self.wire)
+        down = packed_bytes(self.tensors.trained, self.wire)
+        metrics = EXAMPLES | (PRIVATE if self.config.privacy.active else MEASURED)
         pieces = [self.piece("frozen", self.tensors.frozen, start=True)]
         for round_ in range(1, federation.rounds + 1):
             chosen = strategy.sample(round_)
-            for client in chosen:
-                held = [digest for digest in pieces if digest]
-                self.send(client, round_, held, trained, {"manifest": HASH})
-                self.reply(client, round_, trained, TRAINED, {"manifest": HASH})
+            held = [digest for digest in pieces if digest]
+            asked = Asked(held, down, {"manifest": HASH})
+            self.uploads(TRAINED, round_, chosen, asked, self.tensors.trained, metrics)
             gained = strategy.gains(self.tensors.shapes, len(chosen))
             pieces.append(self.piece(f"round{round_}", gained))
         return exchange.traffic
@@ -110,11 +126,69 @@ class _Forecast:
             for side in (0, 1)
         )
         bases = self.piece("bases", ranges)
-        for sketch, pieces in ((ranges, []), (cores, [bases])):
-            for client in self.exchange.nodes:
-                self.send(client, 0, pieces, 0, {"width": width})
-                size = packed_bytes(sketch)
-                self.reply(client, 0, size, {"num-examples": 4096}, {"manifest": HASH})
+        metrics = EXAMPLES | (PRIVATE if self.config.privacy.active else {})
+        clients = list(self.exchange.nodes)
+        for purpose, sketch, pieces in ((RANGE, ranges, []), (CORE, cores, [bases])):
+            self.uploads(purpose, 0, clients, Asked(pieces, 0, {"width": width}), sketch, metrics)
+
+    def uploads(
+        self,
+        purpose: str,
+        round_: int,
+        clients: Sequence[int],
+        asked: Asked,
+        upload: State,
+        metrics: Metrics,
+    ) -> None:
+        """The requests for an upload of each client, and the answers."""
+        aggregation = self.strategy.aggregation
+        if isinstance(aggregation, Secagg):
+            self.sum(aggregation, purpose, round_, clients, asked, upload, metrics)
+            return
+        size = packed_bytes(upload, self.wire if purpose == TRAINED else None)
+        for client in clients:
+            self.send(client, round_, *asked)
+            self.reply(client, round_, size, metrics, {"manifest": HASH})
+
+    def sum(
+        self,
+        secagg: Secagg,
+        purpose: str,
+        round_: int,
+        clients: Sequence[int],
+        asked: Asked,
+        upload: State,
+        metrics: Metrics,
+    ) -> None:
+        """The same as a secure sum from which nobody drops out."""
+        encoding = secagg.encoding(len(clients))
+        size = HEADER_BYTES + encoding.dtype.itemsize * encoding.length(values(upload))
+        clear = {name: value for name, value in metrics.items() if name in CLEAR}
+        keys = {client: asdict(Announcement(client, KEY, KEY)) for client in clients}
+        roster = {
+            "roster": list(keys.values()),
+            "threshold": threshold(secagg.threshold, len(clients)),
+        }
+        for client in clients:
+            mail = {"mailbox": {str(peer): SEALED for peer in clients if peer != client}}
+            self.stage(purpose, round_, client, {}, {"keys": keys[client]})
+            self.stage(purpose, round_, client, roster, {"shares": mail["mailbox"]})
+            self.send(client, round_, asked.pieces, asked.arrays, asked.extra | mail)
+            self.reply(client, round_, size, clear, {"manifest": HASH})
+            seeds = {"seeds": {str(peer): SHARE for peer in clients}, "keys": {}}
+            self.stage(purpose, round_, client, {"survivors": clients}, seeds)
+
+    def stage(
+        self,
+        purpose: str,
+        round_: int,
+        client: int,
+        question: Mapping[str, Any],
+        answer: dict[str, Any],
+    ) -> None:
+        """A client's part in an exchange of a secure sum that carries no tensors."""
+        self.send(client, round_, extra={"purpose": purpose, **question})
+        self.reply(client, round_, 0, {}, answer)
 
     def piece(self, name: str, state: State, start: bool = False) -> str:
         """Add tensors that clients must hold; returns their name, empty when there are none."""

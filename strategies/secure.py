@@ -1,13 +1,14 @@
 """Secure aggregation as an aggregation of uploads: the server learns their sum and no upload.
 
 Bonawitz et al., CCS 2017 (https://eprint.iacr.org/2017/281), in four exchanges of messages: keys,
-shares, the request for the upload itself (which comes back masked), and unmasking. The cryptography
-is fedtuners.privacy.secagg's, the clients' side client_app/secure.py's; what it protects against
-and what not is in docs/secure-aggregation.md.
+shares, the request for the upload itself (which comes back masked), and unmasking. Where all sites
+sign their keys, there is one more before the last: they sign whose uploads arrived. The
+cryptography is fedtuners.privacy.secagg's, the clients' side client_app/secure.py's; what it
+protects against and what not is in docs/secure-aggregation.md.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import WARNING
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -37,8 +38,9 @@ from strategies.vectors import flatten, unflatten
 if TYPE_CHECKING:
     from strategies.base import AdapterStrategy, Update
 
-KEYS, SHARES, UNMASK = "query.secagg_keys", "query.secagg_shares", "query.secagg_unmask"
-STAGES = (KEYS, SHARES, UNMASK)
+KEYS, SHARES = "query.secagg_keys", "query.secagg_shares"
+CONFIRM, UNMASK = "query.secagg_confirm", "query.secagg_unmask"
+STAGES = (KEYS, SHARES, CONFIRM, UNMASK)
 TRAINED, RANGE, CORE = "train", "range", "core"  # what is summed: the only uploads there are
 MASKED = "masked"  # the name of the array of a masked upload
 
@@ -165,6 +167,7 @@ class SecureSum:
         for client in self.sharers:
             mailbox = {str(c): s["shares"][str(client)] for c, s in sealed.items() if c != client}
             extend(requests[client], {"mailbox": mailbox})
+            detach(requests[client], self.exchange.held[client])
         uploads = [requests[client] for client in self.sharers]
         replies, problems = self.exchange.ask(uploads, self.round, self.deadline)
         self.problems |= problems
@@ -186,7 +189,13 @@ class SecureSum:
         """The weighted mean of the masked uploads, as tensors like these, and what came with it."""
         survivors = sorted(vectors)
         self._enough("sent a masked upload", len(survivors), self.roster.threshold)
-        reveals = self._stage(UNMASK, {client: {"survivors": survivors} for client in survivors}, 0)
+        about: dict[str, Any] = {"survivors": survivors}
+        helpers = survivors
+        if self.roster.signed:
+            said = self._stage(CONFIRM, dict.fromkeys(survivors, about), self.roster.threshold)
+            helpers = sorted(said)
+            about["confirmations"] = {str(c): said[c]["confirmation"] for c in helpers}
+        reveals = self._stage(UNMASK, dict.fromkeys(helpers, about), 0)
         self._enough("helped to unmask the sum", len(reveals), self.roster.threshold)
         summed = add_up([vectors[client] for client in survivors])
         clear = unmask(summed, self.roster, self.sharers, survivors, reveals)
@@ -235,6 +244,13 @@ def extend(message: Message, extra: Mapping[str, Any]) -> None:
     """Add to what a request says besides its tensors."""
     record = message.content.config_records["request"]
     record["extra"] = json.dumps(json.loads(str(record["extra"])) | dict(extra))
+
+
+def detach(message: Message, held: Collection[str]) -> None:
+    """Take out of a request the pieces that its client was sent since it was made."""
+    for digest in held:
+        message.content.pop(f"piece.{digest}", None)
+        message.content.pop(f"arrays.{digest}", None)
 
 
 def values(state: State) -> int:

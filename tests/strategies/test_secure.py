@@ -13,10 +13,10 @@ from local_grid import LocalGrid
 
 from client_app import handlers
 from fedtuners.config import ConfigError
-from strategies.algebra import weighted_mean
 from strategies.exchange import TooFewRepliesError
+from strategies.mean import weighted_mean
 from strategies.messages import HELLO, SKETCH, TRAIN, read_reply, read_request
-from strategies.secure import KEYS, SHARES, UNMASK, Secagg, vector_of
+from strategies.secure import CONFIRM, KEYS, SHARES, UNMASK, Secagg, vector_of
 
 Made = Callable[..., Any]
 FFA = ("aggregation=secagg", "strategy=ffa_lora", "adapter=lora", "train.steps=1")
@@ -344,21 +344,74 @@ def test_a_masked_upload_of_the_wrong_length_counts_as_dropped_out(
         assert torch.allclose(tensor.double(), mean[name], atol=1e-6)
 
 
-def test_sites_with_keys_verify_each_other(
-    federation: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def with_keys(folder: Path, sites: int = 3) -> dict[int, dict[str, str | int]]:
+    """The configs of sites that sign, and trust each other."""
     from privacy.secagg.test_identity import node_key
 
-    keys = [node_key(tmp_path, f"site{index}") for index in range(3)]
-    peers = tmp_path / "peers"
+    keys = [node_key(folder, f"site{index}") for index in range(sites)]
+    peers = folder / "peers"
     peers.write_text("".join(Path(f"{key}.pub").read_text() for key in keys))
-    configs: dict[int, dict[str, str | int]] = {
+    return {
         node: {"partition-id": node - 1, "secagg-key": str(key), "secagg-peers": str(peers)}
         for node, key in enumerate(keys, 1)
     }
-    federation(*FFA, grid=LocalGrid(3, configs)).rounds(1)
+
+
+def test_sites_with_keys_verify_each_other(
+    federation: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = with_keys(tmp_path)
+    grid = LocalGrid(3, configs)
+    federation(*FFA, grid=grid).rounds(1)
+    kinds = [message.metadata.message_type for message in grid.sent]
+    assert [kinds.count(stage) for stage in (KEYS, SHARES, CONFIRM, UNMASK)] == [3, 3, 3, 3]
 
     del configs[3]["secagg-key"]
     monkeypatch.setenv("FEDTUNERS_STATE", str(tmp_path / "another"))
     with pytest.raises(TooFewRepliesError, match="client 2 are not signed by a site"):
         federation(*FFA, grid=LocalGrid(3, configs)).rounds(1)
+
+
+def test_a_site_that_is_lost_before_it_signs_stays_in_the_sum(
+    federation: Made, plain: Plain, tmp_path: Path
+) -> None:
+    grid = LocalGrid(3, with_keys(tmp_path), script=losing(CONFIRM, {2}))
+    made = federation(*FFA, grid=grid)
+    made.rounds(1)
+    mean = plain.mean(1, [0, 1, 2])[0]
+    for name, tensor in made.strategy.state.items():
+        assert torch.allclose(tensor.double(), mean[name], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("stages", "words"),
+    [
+        ((CONFIRM, UNMASK), "only 1 participants signed the same list of survivors; 2 must"),
+        ((UNMASK,), "has not signed that these are the survivors"),
+    ],
+)
+def test_a_server_that_lies_to_one_site_about_the_survivors_is_refused(
+    federation: Made, tmp_path: Path, stages: tuple[str, ...], words: str
+) -> None:
+    """It tells client 0 that client 2 dropped out, to be given the share of its key."""
+
+    def lied(message: Message, context: Context) -> Message:
+        if message.metadata.message_type in stages and read_request(message.content).client == 0:
+            record = message.content.config_records["request"]
+            record["extra"] = json.dumps({**json.loads(str(record["extra"])), "survivors": [0, 1]})
+        return handlers.answer(message, context)
+
+    made = federation(*FFA, grid=LocalGrid(3, with_keys(tmp_path), client=lied))
+    made.rounds(1)
+    (refusal,) = [r.error for m in made.grid.replies if (r := read_reply(m.content)).error]
+    assert words in refusal
+
+
+def test_a_server_that_skips_the_signing_is_refused(
+    federation: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedtuners.privacy.secagg import Roster
+
+    monkeypatch.setattr(Roster, "signed", False)
+    with pytest.raises(TooFewRepliesError, match="has not signed that these are the survivors"):
+        federation(*FFA, grid=LocalGrid(3, with_keys(tmp_path))).rounds(1)

@@ -1,11 +1,13 @@
 """A client's side of the protocol (Bonawitz et al., CCS 2017, https://eprint.iacr.org/2017/281).
 
-    announce → share → protect → reveal
+    announce → share → protect → (confirm →) reveal
 
 Each step happens once and in this order. A client masks its vector with a mask of its own and one
 per peer, equal and opposite on the peer's side; shares of the secrets behind both lie with the
 peers. To unmask, it gives for each peer *either* the share of its own mask, if that peer's vector
-is in the sum, *or* the share of its pairwise key, if not: both would bare the peer's vector.
+is in the sum, *or* the share of its pairwise key, if not: both would bare the peer's vector. Sites
+with signing keys first sign whose sum it is (the paper's consistency check), so that a server
+cannot tell two of them different lists of survivors.
 
 Between messages the session is JSON, for a process that does not outlive them.
 """
@@ -48,6 +50,7 @@ class ClientSession:
     threshold: int = 0
     members: list[dict[str, Any]] = field(default_factory=list)
     shares: dict[str, list[str]] = field(default_factory=dict)  # peer → of its mask key, its seed
+    confirmed: list[int] = field(default_factory=list)  # the survivors that this client has signed
 
     @classmethod
     def announce(
@@ -118,17 +121,32 @@ class ClientSession:
         self.channel = self.mask = self.seed = ""  # the peers hold what is still needed
         return masked
 
-    def reveal(self, survivors: Sequence[int]) -> dict[str, dict[str, str]]:
-        """Return shares for unmasking the sum of the survivors: once, and one kind per peer."""
+    def confirm(self, survivors: Sequence[int], signer: Signer) -> str:
+        """Sign whose vectors are in the sum that this client will help to unmask: one list."""
+        if self.stage != PROTECTED or self.confirmed:
+            raise SecAggError("this client signs one list of survivors, after its upload.")
+        self._check(survivors)
+        self.confirmed = sorted(survivors)
+        return signer.sign(self._roster().survivors_text(self.confirmed))
+
+    def reveal(
+        self,
+        survivors: Sequence[int],
+        confirmations: Mapping[str, str] | None = None,
+        trusted: Trusted | None = None,
+    ) -> dict[str, dict[str, str]]:
+        """Return shares for unmasking the sum of the survivors: once, and one kind per peer.
+
+        A client that trusts certain sites' keys wants the threshold's number of `confirmations` of
+        this very list, by client, and its own among them.
+        """
         self._advance(PROTECTED, REVEALED)
+        self._check(survivors)
         present, peers = set(survivors), set(self._peers())
-        if not present <= peers or self.client not in present:
-            raise SecAggError("the sum is not over participants of this round, us included.")
-        if len(present) < self.threshold:
-            raise SecAggError(
-                f"a sum over {len(present)} clients is below the threshold of {self.threshold}: "
-                "it will not be unmasked."
-            )
+        if (self.confirmed or trusted is not None) and present != set(self.confirmed):
+            raise SecAggError("this client has not signed that these are the survivors.")
+        if trusted is not None:
+            self._roster().check_confirmed(survivors, confirmations or {}, trusted)
         shares = self.shares
         self.shares = {}
         return {
@@ -144,6 +162,17 @@ class ClientSession:
     def from_json(cls, text: str) -> "ClientSession":
         """The inverse of `to_json`."""
         return cls(**json.loads(text))
+
+    def _check(self, survivors: Sequence[int]) -> None:
+        """Raise SecAggError unless a sum over these may be unmasked."""
+        present = set(survivors)
+        if not present <= set(self._peers()) or self.client not in present:
+            raise SecAggError("the sum is not over participants of this round, us included.")
+        if len(present) < self.threshold:
+            raise SecAggError(
+                f"a sum over {len(present)} clients is below the threshold of {self.threshold}: "
+                "it will not be unmasked."
+            )
 
     def _advance(self, stage: str, to: str) -> None:
         if self.stage != stage:

@@ -7,7 +7,7 @@ lists thereby leaves them with different keys: shares do not open, masks do not 
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -90,6 +90,31 @@ class Roster:
                 )
         if len({member.signer for member in self.members}) < len(self.members):
             raise SecAggError("one site signed the keys of two clients.")
+
+    @property
+    def signed(self) -> bool:
+        """Whether every member's keys carry a signature; whose, each client looks for itself."""
+        return all(member.signature for member in self.members)
+
+    def survivors_text(self, survivors: Sequence[int]) -> bytes:
+        """What a client signs to say that the sum of this roster is over these clients."""
+        text = ["fedtuners/secagg/survivors", self.digest.hex(), sorted(survivors)]
+        return json.dumps(text).encode()
+
+    def check_confirmed(
+        self, survivors: Sequence[int], confirmations: Mapping[str, str], trusted: Trusted
+    ) -> None:
+        """Raise SecAggError unless the threshold's number of survivors signed this list of them."""
+        text = self.survivors_text(survivors)
+        good = sum(
+            trusted.verify(self.member(client).signer, confirmations.get(str(client), ""), text)
+            for client in set(survivors)
+        )
+        if good < self.threshold:
+            raise SecAggError(
+                f"only {good} participants signed the same list of survivors; {self.threshold} "
+                "must: the server may have told them different ones."
+            )
 
     def entries(self) -> list[dict[str, Any]]:
         """The members as they travel."""
