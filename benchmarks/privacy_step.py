@@ -3,7 +3,9 @@
     python -m benchmarks.privacy_step --hidden 512 --layers 4 --rows 16 --length 128
 
 Both take whole training steps by the project's own loops (fedtuners.training.train and
-fedtuners.privacy.dpsgd.private_train) on the same batch of a random Llama.
+fedtuners.privacy.dpsgd.private_train) on the same batch of a random Llama. The last rows say
+whether ghost clipping (arXiv:2110.05679) would pay: it spares the memory of per-example gradients
+for the arithmetic of their norms.
 """
 
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.harness import Row, interleaved, parser, report
+from benchmarks.harness import Row, flops, interleaved, parser, peak_bytes, report
 from benchmarks.models import llama
 from fedtuners.adapters import Abba, Adapter, Lora, LoraSb, freeze_all_but
 from fedtuners.config import TrainConfig
@@ -23,6 +25,7 @@ from fedtuners.tasks import Batch, DataConfig, make_task
 from fedtuners.training import train
 
 STEPS = 2  # of one timed turn
+MB = 2**20
 
 
 def main() -> None:
@@ -54,6 +57,7 @@ def main() -> None:
         plain, private = steps(model, batch)
         calls |= {name: plain, f"{name}, private": private}
     seconds = interleaved(calls, parsed.repeats)
+    peak = {name: peak_bytes(call) / MB for name, call in calls.items()}
     rows = [
         Row(
             f"{name}: private / plain step",
@@ -64,8 +68,26 @@ def main() -> None:
         )
         for name in methods
     ]
+    rows += [
+        Row(f"{name}: private / plain peak", peak[f"{name}, private"], peak[name], "MB")
+        for name in methods
+    ]
+    rows.append(ghost(parsed.hidden, parsed.rank, parsed.rows, parsed.length))
     about = {key: getattr(parsed, key) for key in ("hidden", "layers", "rank", "rows", "length")}
     report("privacy_step", rows, about, parsed.json)
+
+
+def ghost(hidden: int, rank: int, rows: int, length: int) -> Row:
+    """Arithmetic of the norms of LoRA's A alone beside that of its per-example gradients."""
+    from opacus.grad_sample.linear import compute_linear_grad_sample, compute_linear_norm_sample
+
+    A = nn.Linear(hidden, rank, bias=False)
+    given = [torch.randn(rows, length, hidden)], torch.randn(rows, length, rank)
+    norms, gradients = (
+        flops(lambda rule=rule: rule(A, *given)) / 1e6
+        for rule in (compute_linear_norm_sample, compute_linear_grad_sample)
+    )
+    return Row("LoRA's A: ghost norms / per-example gradients", norms, gradients, "MFLOP")
 
 
 def steps(model: nn.Module, batch: Batch) -> tuple[Callable[[], Any], Callable[[], Any]]:

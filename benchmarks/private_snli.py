@@ -11,19 +11,11 @@ noise.
 """
 
 import argparse
-import json
-import os
-import tempfile
-import time
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
 
-from client_app import handlers
-from fedtuners.config import compose
-from server_app.local import InProcessGrid
-from server_app.run import run
+from benchmarks.tables import Line, federation, fill, markdown, spread
 
 RESULTS = Path("benchmarks/results/private_snli.jsonl")
 METHODS = {
@@ -59,85 +51,81 @@ COMMON = [
 
 def main() -> None:
     """Run what is missing while there is time, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__, RESULTS)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
+    parsed = parser.parse_args()
+    split = "train" if (parsed.data / "train.jsonl").exists() else "validation"
+    shared = [f"data.source={parsed.data}", f"data.train_split={split}"]
+    words = [*COMMON, *shared, f"model.name={parsed.model}"]
+    print(table(by_epsilon(parsed, METHODS, words), METHODS))
+
+
+def options(about: str | None, results: Path) -> argparse.ArgumentParser:
+    """What both tables of strategies by ε are asked for."""
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epsilons", type=float, nargs="+", default=[1.0, 3.0, float("inf")])
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=results)
     parser.add_argument("overrides", nargs="*", help="for every run, e.g. train.steps=600")
-    parsed = parser.parse_args()
-    until = time.monotonic() + 60 * parsed.minutes
-    split = "train" if (parsed.data / "train.jsonl").exists() else "validation"
-    shared = [
-        *(f"data.source={parsed.data}", f"data.train_split={split}"),
-        *(f"model.name={parsed.model}", *parsed.overrides),
+    return parser
+
+
+def by_epsilon(
+    parsed: argparse.Namespace, methods: Mapping[str, str], words: Sequence[str]
+) -> list[Line]:
+    """Every method at every ε and seed; `words` are the settings of all."""
+    wanted: list[Line] = [
+        {
+            "method": method,
+            "epsilon": epsilon,
+            "seed": seed,
+            "settings": " ".join(sorted(parsed.overrides)),
+        }
+        for seed, epsilon, method in product(parsed.seeds, parsed.epsilons, methods)
     ]
-    done = _read(parsed.results)
-    for seed, epsilon, method in product(parsed.seeds, parsed.epsilons, METHODS):
-        key = {"method": method, "epsilon": epsilon, "seed": seed}
-        key["settings"] = " ".join(sorted(parsed.overrides))
-        if any(key.items() <= line.items() for line in done):
-            continue
-        if time.monotonic() > until:
-            break
-        words = [*COMMON, *shared, *METHODS[method].split(), f"seed={seed}"]
-        done.append({**key, **measured(words, epsilon)})
-        parsed.results.parent.mkdir(parents=True, exist_ok=True)
-        with parsed.results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(done[-1]) + "\n")
-    print(table(done))
+
+    def measure(key: Line) -> Line:
+        own = [*methods[key["method"]].split(), f"seed={key['seed']}"]
+        return measured([*words, *parsed.overrides, *own], key["epsilon"])
+
+    return fill(parsed.results, wanted, measure, parsed.minutes)
 
 
-def measured(words: list[str], epsilon: float) -> dict[str, Any]:
-    """One federation: accuracy, parameters, the ε that it reports, seconds."""
+def measured(words: Sequence[str], epsilon: float) -> Line:
+    """One federation: its score, parameters, the ε that it reports, seconds."""
     private = ["privacy=example", f"privacy.epsilon={epsilon}"] if epsilon < float("inf") else []
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["FEDTUNERS_STATE"] = f"{folder}/state"
-        os.environ["FEDTUNERS_OUTPUTS"] = f"{folder}/outputs"
-        summary = run(
-            compose([*words, *private], Path("conf")),
-            InProcessGrid(3, handlers.answer),
-            "private-snli",
-        )
-    return {
-        "accuracy": summary["final"],
-        "parameters": summary["trainable_parameters"],
-        "reported": summary["privacy"].get("epsilon"),
-        "delta": summary["privacy"].get("delta"),
-        "seconds": summary["seconds"]["total"],
-    }
+    with federation([*words, *private]) as (summary, _):
+        return {
+            summary["metric"]: summary["final"],
+            "parameters": summary["trainable_parameters"],
+            "reported": summary["privacy"].get("epsilon"),
+            "delta": summary["privacy"].get("delta"),
+            "seconds": summary["seconds"]["total"],
+        }
 
 
-def table(done: list[dict[str, Any]]) -> str:
-    """Markdown: accuracy in per cent by method and ε, mean ± standard deviation over the seeds."""
+def table(
+    done: list[Line], methods: Mapping[str, str], score: str = "accuracy", scale: float = 100
+) -> str:
+    """Markdown: the score by method and ε, mean ± standard deviation over the seeds."""
     epsilons = sorted({line["epsilon"] for line in done})
-    head = ["method", "numbers a client", *(f"ε = {e:g}" for e in epsilons), "published ε = 1 / 3"]
+    head = ["method", "numbers a client", *(f"ε = {e:g}".replace("inf", "∞") for e in epsilons)]
+    head += ["published ε = 1 / 3"] if score == "accuracy" else []
     body = []
-    for method in METHODS:
+    for method in methods:
         lines = [line for line in done if line["method"] == method]
         if not lines:
             continue
-        cells = [
-            _spread([100 * line["accuracy"] for line in lines if line["epsilon"] == epsilon])
-            for epsilon in epsilons
-        ]
-        published = " / ".join(map(str, PUBLISHED.get(method, ("–", "–"))))
-        body.append([method, f"{lines[0]['parameters']:,}", *cells, published])
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body])
-
-
-def _spread(values: list[float]) -> str:
-    if not values:
-        return ""
-    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        row = [method, f"{lines[0]['parameters']:,}"]
+        for epsilon in epsilons:
+            values = [scale * line[score] for line in lines if line["epsilon"] == epsilon]
+            row.append(spread(values, 1 if scale == 100 else 2))
+        if score == "accuracy":
+            row.append(" / ".join(map(str, PUBLISHED.get(method, ("–", "–")))))
+        body.append(row)
+    return markdown(head, body)
 
 
 if __name__ == "__main__":

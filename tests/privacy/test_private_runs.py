@@ -1,11 +1,14 @@
 """Private federations, end to end: what they report, refuse and remember."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Message
 from local_grid import LocalGrid
 
 from fedtuners.config import Config, ConfigError, compose
@@ -56,18 +59,45 @@ def test_the_reported_epsilon_is_recomputed_and_nothing_else_is_told(tmp_path: P
         }
 
 
-def interrupt(request: Message, reply: Message) -> list[Message]:
-    if request.metadata.message_type == "train" and request.metadata.group_id == "2":
-        raise KeyboardInterrupt
-    return [reply]
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from local_grid import LocalGrid
+from fedtuners.config import compose
+from fedtuners.privacy import client
+from server_app.run import run
+
+train, calls = client.private_train, []
+
+def killed(*args):
+    calls.append(args)
+    if len(calls) == 4:  # round 2, the second of two clients
+        os.kill(os.getpid(), signal.SIGKILL)
+    return train(*args)
+
+client.private_train = killed
+run(compose(sys.argv[1:], Path("conf")), LocalGrid(2), "run")
+"""
 
 
-def test_a_resumed_run_has_cost_the_same(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):  # after the first client's answer to round 2
-        run(small(), LocalGrid(2, script=interrupt), "run")
-    report = run(small("resume=latest"), LocalGrid(2), "other")["privacy"]
-    assert report["epsilon"] == pytest.approx(epsilon(events(report, 4), report["delta"], "pld"))
-    assert len(set(report["epsilon_by_client"].values())) == 1
+def test_a_killed_and_resumed_run_reports_the_epsilon_of_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died = subprocess.run(
+        [sys.executable, "-c", KILLED, *SMALL],
+        cwd=CONF.parent,
+        env=os.environ | {"PYTHONPATH": f"{CONF.parent}:{CONF.parent / 'tests'}"},
+        capture_output=True,
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr[-2000:]
+    resumed = run(small("resume=latest"), LocalGrid(2), "other")
+    books = {path: path.read_text().count('"kind":"spent"') for path in tmp_path.rglob("ledger.*")}
+
+    monkeypatch.setenv("FEDTUNERS_STATE", str(tmp_path / "undisturbed"))
+    undisturbed = run(small(), LocalGrid(2), "run")
+
+    assert resumed["privacy"] == undisturbed["privacy"]
+    assert list(books.values()) == [4, 4]  # each client's two sketches and two rounds
 
 
 @pytest.mark.parametrize(
