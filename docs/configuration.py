@@ -42,7 +42,7 @@ def text() -> str:
     for section, kind in get_type_hints(Config).items():
         if is_dataclass(kind):
             parts += ["", f"## `{section}`\n", first_sentence(kind), "", *table(section, kind)]
-    for group in ("adapter", "strategy", "aggregation"):
+    for group in ("adapter", "strategy", "aggregation", "track"):
         parts += classes(group)
     return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)).rstrip() + "\n"
 

@@ -81,8 +81,9 @@ def versions() -> dict[str, str]:
 
 def _rows(config: Config, summary: dict[str, Any]) -> dict[str, str]:
     sent = summary["bytes"]
+    precision = ", ".join(filter(None, (config.model.dtype, config.model.quantization)))
     return {
-        "Base model": f"{config.model.name} ({config.model.dtype})",
+        "Base model": f"{config.model.name} ({precision})",
         "Data": f"{config.data.source}, dealt {config.partition.kind}",
         "Strategy": f"{summary['strategy']} with {summary['adapter']}",
         "Rounds": str(summary["rounds"]),

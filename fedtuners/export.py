@@ -9,15 +9,17 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from safetensors import SafetensorError
 
 from fedtuners.adapters import export_lora
+from fedtuners.adapters.linear import dequantise_into
 from fedtuners.config import make_adapter
-from fedtuners.results import Run, saved_residuals, saved_state
+from fedtuners.results import Run, saved_residuals, saved_state, with_adapter
 from fedtuners.tasks import make_task, model_path
 from fedtuners.tasks.generation import evaluating
 from fedtuners.tuned import choose_device
@@ -48,17 +50,16 @@ def to_lora(run: Run, out: Path, max_rank: int | None = None) -> dict[str, float
 def to_merged(run: Run, out: Path, device: str | None = None) -> float:
     """Write base and adapter as one Hugging Face model, with its tokeniser.
 
-    Adapter and residuals are first one LoRA, so that each weight is rounded to its dtype once.
+    Adapter and residuals are first one LoRA, so that each weight is rounded to its dtype once. A
+    base that was quantised is merged into with the weights that training saw, in its dtype.
 
     Returns:
         The largest difference of a logit, before and after merging, on a short probe.
     """
-    task = make_task(run.config.data, run.config.data.labels)
-    place = choose_device(device or run.config.device)
-    base, tokenizer = task.load_base(run.config.model, place, run.config.seed)
+    base, tokenizer = _dense_base(run, choose_device(device or run.config.device))
     with written_whole(out) as folder, tempfile.TemporaryDirectory() as scratch:
         to_lora(run, Path(scratch) / "lora")
-        tuned = PeftModel.from_pretrained(base, str(Path(scratch) / "lora")).eval()
+        tuned = with_adapter(base, Path(scratch) / "lora", run.config.model.name).eval()
         before = _probe(tuned, tokenizer)
         merged: Any = tuned.merge_and_unload()
         difference = float((before - _probe(merged, tokenizer)).abs().max())
@@ -67,12 +68,23 @@ def to_merged(run: Run, out: Path, device: str | None = None) -> float:
     return difference
 
 
+def _dense_base(run: Run, device: str) -> tuple[Any, Any]:
+    """The run's base and tokeniser; one that was quantised, with its weights dequantised."""
+    model, task = run.config.model, make_task(run.config.data, run.config.data.labels)
+    plain = replace(model, quantization=None)
+    base, tokenizer = task.load_base(plain, device, run.config.seed)
+    if model.quantization is not None:
+        dequantise_into(base, task.load_base(model, device, run.config.seed)[0])
+    return base, tokenizer
+
+
 @contextmanager
 def written_whole(out: Path) -> Iterator[Path]:
     """A new folder to write into, which becomes `out` when all went well and is gone otherwise.
 
     Raises:
         ValueError: when `out` is there already.
+        OSError: when the disk does not take it.
     """
     if out.exists():
         raise ValueError(f"{out} is there already: name another folder with --out")
@@ -82,6 +94,11 @@ def written_whole(out: Path) -> Iterator[Path]:
         yield part
         part.chmod(0o755)
         os.rename(part, out)
+    except SafetensorError as error:
+        raise OSError(f"{out} could not be written ({error}); make room there") from error
+    except OSError as error:
+        error.filename = str(out)
+        raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

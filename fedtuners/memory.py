@@ -2,7 +2,8 @@
 
 The real code runs on fake tensors, which have sizes and no values, while a dispatch mode counts
 the storages that live. Kernels are chosen as on a CPU, whose fused attention keeps no matrix of
-scores, as a GPU's does. What an allocator and a kernel's own scratch add is not counted.
+scores, as a GPU's does. What an allocator and a kernel's own scratch add is not counted there;
+`resident` adds what they take on a CPU, as measured.
 """
 
 import copy
@@ -23,6 +24,9 @@ from fedtuners.adapters import modules, sketch_range
 from fedtuners.config import Config
 from fedtuners.tasks import Batch, Task, loss
 
+# Bytes that a process on a CPU holds for each byte of tensors besides the weights, which lie in a
+# mapped file: the C library's heap keeps the holes between them. Measured: docs/performance.md.
+HEAP = 2.1
 FEW = (2, 4)  # layers to run and extrapolate from, for a model of more than twice as many
 
 
@@ -48,6 +52,11 @@ class Memory:
     def peak(self) -> int:
         """The most that is needed at any time."""
         return max(self.training, self.estimate)
+
+
+def resident(memory: Memory, idle: int) -> int:
+    """The peak of a client's process on a CPU, from what one takes that holds next to nothing."""
+    return idle + memory.weights + round(HEAP * (memory.peak - memory.weights))
 
 
 class Peak(TorchDispatchMode):

@@ -7,6 +7,7 @@ code that runs put it on, and what trains is read off.
 import copy
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PretrainedConfig,
+    PreTrainedModel,
 )
 
 from fedtuners.adapters import (
@@ -29,7 +31,10 @@ from fedtuners.adapters.linear import in_out_features
 from fedtuners.adapters.state import named_parameters
 from fedtuners.config import Config
 from fedtuners.memory import Memory, measure
-from fedtuners.tasks import ModelError, make_task, model_path
+from fedtuners.optimisers import moment_bytes
+from fedtuners.tasks import ModelError, Splits, load, make_task, model_path
+from fedtuners.tasks.quantisation import largest_weight, saved_bytes
+from fedtuners.tasks.readers import READERS
 
 State = dict[str, Tensor]
 
@@ -80,14 +85,17 @@ class Skeleton:
         own = trained + bytes_of(self.frozen)
         tensors = {id(t): t for t in [*self.model.parameters(), *self.model.buffers()]}
         weights = sum(t.numel() * t.element_size() for t in tensors.values()) - own
+        plain, quantization = _base(self.config, self.base, None), self.config.model.quantization
+        weights -= saved_bytes(plain, quantization)
+        dense = largest_weight(plain, quantization)
         return Memory(
             weights=weights,
             adapter=own,
             gradients=trained,
-            optimiser=2 * trained,
+            optimiser=moment_bytes(self.trained.values(), self.config.train.optimizer),
             residual=residual,
-            activations=max(training - 3 * trained, 0),
-            estimate=weights + own + estimate if estimate else 0,
+            activations=max(training - 3 * trained, 0) + dense,
+            estimate=weights + own + estimate + dense if estimate else 0,
         )
 
 
@@ -116,6 +124,19 @@ def read_base(config: Config) -> PretrainedConfig:
     return found
 
 
+def rows_here(config: Config) -> Splits | None:
+    """The rows that are, or by their name should be, on this machine; None for those of the hub.
+
+    Raises:
+        DataError: when they are missing or not as the configuration says.
+    """
+    place = Path(config.data.source).expanduser()
+    named = config.data.source.startswith((".", "/", "~")) or place.suffix in READERS
+    if named or config.data.source == "demo" or place.exists():
+        return load(config.data, config.seed)
+    return None
+
+
 def problems(config: Config, base: PretrainedConfig) -> list[str]:
     """What the base model's configuration alone says against a run, a sentence each."""
     found = []
@@ -128,6 +149,13 @@ def problems(config: Config, base: PretrainedConfig) -> list[str]:
             f"{tokens} tokens a sequence are more than the model's context of {context}: lower "
             "data.max_length or data.max_new_tokens"
         )
+    headed = any("SequenceClassification" in kind for kind in base.architectures or ())
+    labels = len(_labels(config))
+    if data.task == "classification" and headed and base.num_labels != labels:
+        found.append(
+            f"the model's head has {base.num_labels} labels and the data {labels}: use a base "
+            "model without a head, or set data.labels to the head's"
+        )
     return found
 
 
@@ -136,10 +164,8 @@ def bytes_of(state: State) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
 
-def _again(
-    config: Config, adapter: Adapter, base: PretrainedConfig, linear_only: bool, layers: int | None
-) -> PeftModel:
-    """The adapted model on the meta device, with its first `layers` layers or all."""
+def _base(config: Config, base: PretrainedConfig, layers: int | None) -> PreTrainedModel:
+    """The base model on the meta device, with its first `layers` layers or all."""
     shape: Any = copy.deepcopy(base)
     if layers is not None:
         shape.num_hidden_layers = layers
@@ -149,8 +175,17 @@ def _again(
     if config.data.task == "classification":
         kind, shape.num_labels = AutoModelForSequenceClassification, len(_labels(config))
     with torch.device("meta"):
-        model = kind.from_config(shape, dtype=getattr(torch, config.model.dtype))
-        model.requires_grad_(False)
+        model: PreTrainedModel = kind.from_config(shape, dtype=getattr(torch, config.model.dtype))
+    model.requires_grad_(False)
+    return model
+
+
+def _again(
+    config: Config, adapter: Adapter, base: PretrainedConfig, linear_only: bool, layers: int | None
+) -> PeftModel:
+    """The adapted model on the meta device, with its first `layers` layers or all."""
+    model = _base(config, base, layers)
+    with torch.device("meta"):
         tuned = adapter.attach(model, config.data.task, config.seed)  # type: ignore[arg-type]
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()

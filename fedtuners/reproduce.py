@@ -23,8 +23,8 @@ def overrides(config: Config, conf: Path) -> list[str]:
 
     Where the run was taken up again, and where it wrote to, are left out.
     """
-    wanted = _flat(replace(config, resume=None, outputs=None))
-    default = _flat(compose([], conf))
+    wanted = flat(replace(config, resume=None, outputs=None))
+    default = flat(compose([], conf))
     usual = {
         f"{group}={option}"
         for entry in OmegaConf.load(conf / "config.yaml").defaults
@@ -42,7 +42,7 @@ def overrides(config: Config, conf: Path) -> list[str]:
         for choice, key in (("model=hf", "model.name"), ("data=custom", "data.source"))
         if choice in choices
     ]
-    chosen = _flat(compose([*choices, *needed], conf))
+    chosen = flat(compose([*choices, *needed], conf))
     unset = [
         f"~{key}"
         for key, value in chosen.items()
@@ -60,7 +60,7 @@ def _nearest(group: str, wanted: Flat, conf: Path) -> str:
     """The option of a group that leaves the fewest values to set."""
     own = _section(group, wanted)
     fixed = getattr(Config(), group, None)  # of a group whose keys the schema gives
-    default = _section(group, _flat(Config())) if is_dataclass(fixed) else {}
+    default = _section(group, flat(Config())) if is_dataclass(fixed) else {}
     wrong = {}
     for path in sorted((conf / group).glob("*.yaml")):
         loaded = OmegaConf.load(path)
@@ -78,7 +78,7 @@ def _section(group: str, flat: Flat) -> Flat:
     return {key: value for key, value in flat.items() if key.split(".")[0] == group}
 
 
-def _flat(config: Config) -> Flat:
+def flat(config: Config) -> Flat:
     """The values of a configuration by dotted key."""
     plain = OmegaConf.to_container(OmegaConf.structured(config))
     assert isinstance(plain, dict)

@@ -50,9 +50,12 @@ class Run:
         """The lines of metrics.jsonl: one per round and client, and one per round."""
         text = _read(self.path / "metrics.jsonl")
         try:
-            return [json.loads(line) for line in text.splitlines()]
+            lines = [json.loads(line) for line in text.splitlines()]
         except ValueError as error:
             raise RunError(f"{self.path}/metrics.jsonl is damaged: {error}") from error
+        if not lines:
+            raise RunError(f"{self.path}/metrics.jsonl holds no round: name another run")
+        return lines
 
     @property
     def rounds(self) -> list[dict[str, Any]]:
@@ -123,7 +126,7 @@ class Model:
         self.network: Any = base
         self.sides: tuple[Side, ...] = ("base",)
         if adapter is not None:
-            self.network = _with_adapter(base, adapter, config.model.name)
+            self.network = with_adapter(base, adapter, config.model.name)
             attach_residual(self.network, saved_residuals(adapter))
             self.network.eval()
             self.sides = ("base", "adapter")
@@ -173,7 +176,8 @@ def is_run(name: str) -> bool:
     return any((p / "config.yaml").is_file() for p in (Path(name).expanduser(), outputs / name))
 
 
-def _with_adapter(base: Any, folder: Path, name: str) -> PeftModel:
+def with_adapter(base: Any, folder: Path, name: str) -> PeftModel:
+    """The base model `name` with the adapter in a folder on it. Raises RunError, ModelError."""
     if not (folder / ADAPTER_CONFIG).is_file():
         raise RunError(f"{folder} holds no adapter: {ADAPTER_CONFIG} is missing")
     saved = _tensors(folder / ADAPTER_WEIGHTS)

@@ -30,6 +30,8 @@ def fields(words: Sequence[str], data: DataConfig) -> dict[str, str]:
         PromptError: when a column is missing or unknown.
     """
     wanted = needed(data) or ["prompt"]
+    if not any(word.strip() for word in words):
+        raise PromptError("the text is empty: write what the model is to answer, in quotes")
     if len(words) == len(wanted) == 1 and not words[0].startswith(f"{wanted[0]}="):
         return {wanted[0]: words[0]}
     given = dict(word.split("=", 1) for word in words if "=" in word)

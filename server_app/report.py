@@ -1,14 +1,15 @@
-"""What a run says of itself: a line per round, metrics.jsonl, TensorBoard, a plot, the summary."""
+"""What a run says of itself: a line per round, metrics.jsonl, a tracker, a plot, the summary."""
 
 import time
 from collections.abc import Mapping
-from logging import INFO
+from logging import INFO, WARNING
 from statistics import fmean
 from typing import Any
 
 from flwr.common import log
 
 from server_app.folder import RunFolder
+from server_app.track import Tracker
 from strategies.base import RoundReport
 from strategies.exchange import Traffic
 
@@ -19,9 +20,15 @@ class Reporter:
     """Observes the rounds of one run and writes its folder."""
 
     def __init__(
-        self, folder: RunFolder, metric: str, traffic: Traffic, spent: float = 0.0
+        self,
+        folder: RunFolder,
+        metric: str,
+        traffic: Traffic,
+        tracker: Tracker,
+        spent: float = 0.0,
     ) -> None:
         self.folder, self.metric, self.traffic = folder, metric, traffic
+        self.tracker = tracker
         self.started = time.monotonic() - spent  # on the start, and before an interruption
         self.seconds = {"training": 0.0, "evaluation": 0.0}
         self.by_round: dict[int, float] = {}
@@ -48,7 +55,10 @@ class Reporter:
             self.by_round[report.round] = float(report.metrics[self.metric])
         lines = [*self._client_lines(report), self._round_line(report)]
         self.folder.append_metrics(lines)
-        self._tensorboard(report)
+        try:
+            self.tracker.record(report.round, _curves(report))
+        except Exception as error:  # a service that is away is no reason to lose a round
+            log(WARNING, "round %s went to the run folder alone: %s", report.round, error)
         log(INFO, "%s", self._sentence(report))
 
     def _client_lines(self, report: RoundReport) -> list[dict[str, Any]]:
@@ -85,17 +95,6 @@ class Reporter:
             f"({report.train_seconds:.1f} s training, {report.evaluate_seconds:.1f} s evaluation)"
         )
 
-    def _tensorboard(self, report: RoundReport) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-        with SummaryWriter(str(self.folder.path / "tensorboard")) as writer:
-            for name, value in report.metrics.items():
-                writer.add_scalar(f"global/{name}", float(value), report.round)
-            for update in report.updates:
-                for name in TOLD & update.metrics.keys():
-                    value = float(update.metrics[name])
-                    writer.add_scalar(f"client/{update.client}/{name}", value, report.round)
-
     def finish(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """Write the plot and summary.json; returns the summary."""
         rounds = sorted(self.by_round)
@@ -111,7 +110,21 @@ class Reporter:
         }
         plot(self.folder, self.metric, self.by_round)
         self.folder.write_json("summary.json", summary)
+        totals = {"final": values[-1], "bytes": summary["bytes"]["total"]}
+        try:
+            self.tracker.close(totals | {"seconds": summary["seconds"]["total"]})
+        except Exception as error:
+            log(WARNING, "the tracker did not take the end of the run: %s", error)
         return summary
+
+
+def _curves(report: RoundReport) -> dict[str, float]:
+    """A round's numbers that are worth a curve, by name."""
+    found = {f"global/{name}": float(value) for name, value in report.metrics.items()}
+    for update in report.updates:
+        for name in sorted(TOLD & update.metrics.keys()):
+            found[f"client/{update.client}/{name}"] = float(update.metrics[name])
+    return found
 
 
 def _told(report: RoundReport) -> str:

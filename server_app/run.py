@@ -25,6 +25,7 @@ from server_app.privacy import privacy_summary, simulated_forecast
 from server_app.report import Reporter
 from server_app.save import save_adapter
 from server_app.start import start
+from server_app.track import Tracker, make_tracker
 from strategies.aggregation import make_aggregation
 from strategies.base import AdapterStrategy, RoundReport, strategy_class
 from strategies.packing import unpack
@@ -42,6 +43,7 @@ def run(config: Config, grid: Grid, run_id: str) -> dict[str, Any]:
     strategy: AdapterStrategy = instantiate(config.strategy, _partial_=True)(adapter)
     strategy.aggregation = make_aggregation(config)
     strategy.aggregation.check(strategy, config)
+    tracker = make_tracker(config)
     rows = load(config.data, config.seed)
     config = replace(config, data=replace(config.data, labels=list(rows.labels)))
     tuned = TunedModel(config, linear_only=strategy_class(config).only_linear_factor)
@@ -54,7 +56,7 @@ def run(config: Config, grid: Grid, run_id: str) -> dict[str, Any]:
         config = replace(config, resume=None)
     with folder.alone(), recorded(folder.path / "log.jsonl"), located(run=run_id, node="server"):
         log(INFO, "run folder: %s", folder.path)
-        return _rounds(config, grid, run_id, folder, strategy, tuned, rows, earlier)
+        return _rounds(config, grid, run_id, folder, strategy, tuned, rows, tracker, earlier)
 
 
 def _rounds(
@@ -65,6 +67,7 @@ def _rounds(
     strategy: AdapterStrategy,
     tuned: TunedModel,
     rows: Splits,
+    tracker: Tracker,
     earlier: Checkpoint | None,
 ) -> dict[str, Any]:
     """What every run has: clients, a start, rounds, a result."""
@@ -98,7 +101,8 @@ def _rounds(
         return MetricRecord({metric.name: metric.value, "examples": metric.count})
 
     spent = earlier.seconds if earlier else start_seconds
-    reporter = Reporter(folder, config.data.measured, exchange.traffic, spent)
+    reporter = Reporter(folder, config.data.measured, exchange.traffic, tracker, spent)
+    tracker.open(folder.path, config)
 
     def keep(report: RoundReport) -> None:
         about = {"config": text, "start_seconds": start_seconds, "seconds": reporter.elapsed}

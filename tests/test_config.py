@@ -114,6 +114,8 @@ MISTAKES = {
     "train.learning_rate=fast": ["train.learning_rate", "fast"],
     "start.source=cloud": ["start.source=cloud is not one of clients, server, public"],
     "federation.wire_dtype=int8": ["federation.wire_dtype=int8 is not one of None, bfloat16"],
+    "model.quantization=int3": ["model.quantization=int3 is not", "from null, int8, nf4"],
+    "train.optimizer=sgd": ["train.optimizer=sgd is not one of adamw, adamw_8bit, paged_adamw"],
     "model.dtype=fp8": ["model.dtype=fp8 is not known; choose from float32, bfloat16, float16"],
     "data.task=regression": ["data.task=regression is not known", "causal_lm, classification"],
     "data.metric=f1": ["data.metric", "exact_match"],

@@ -1,5 +1,6 @@
 """Every command of README.md, run: the overrides word for word, at a size of seconds."""
 
+import io
 import json
 import re
 import shlex
@@ -81,9 +82,15 @@ def latest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("command", [c for c in commands() if " latest" in c])
 def test_verbs_after_a_run(
-    command: str, latest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str,
+    latest: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("FEDTUNERS_OUTPUTS", str(latest))
+    monkeypatch.setattr("sys.stdin", io.StringIO("say 3\n"))
+    monkeypatch.chdir(tmp_path)
 
     with pytest.raises(SystemExit) as stopped:
         main(shlex.split(command)[1:])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from fedtuners.cli.output import write
 from fedtuners.cli.project import add_app, enter
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def main(parsed: argparse.Namespace) -> int:
     from fedtuners.results import open_model
     from fedtuners.tasks import evaluate, make_task
 
+    if parsed.batch_size is not None and parsed.batch_size < 1:
+        raise ValueError(f"--batch-size {parsed.batch_size} must be at least 1")
     config = composed(parsed)
     rows, data = test_rows(config, parsed.data, parsed.split)
     model = open_model(parsed.model, config, parsed.device)
@@ -54,7 +57,8 @@ def main(parsed: argparse.Namespace) -> int:
     where = parsed.data or f"{data.source}, {parsed.split or data.test_split} rows"
     Console().print(table(scores, f"{parsed.model} on {where}"))
     if parsed.json:
-        write_json(parsed.json, {"model": parsed.model, "rows": where, "scores": plain(scores)})
+        found = {"model": parsed.model, "rows": where, "scores": plain(scores)}
+        write(parsed.json, json.dumps(found, indent=2) + "\n")
     return 0
 
 
@@ -140,10 +144,3 @@ def plain(scores: "dict[str, Metric]") -> dict[str, Any]:
     from dataclasses import asdict
 
     return {side: asdict(metric) for side, metric in scores.items()}
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    part.replace(path)

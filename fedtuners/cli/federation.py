@@ -62,6 +62,8 @@ def init(folder: Path, hosts: list[str], sites: list[str]) -> None:
     ------
     FileExistsError
         If there are keys already: new ones would lock out every site that has the old.
+    OSError
+        If one of the files cannot be written; none of them is left then.
     ValueError
         If a site's name cannot name a folder, or comes twice.
     """
@@ -78,18 +80,16 @@ def init(folder: Path, hosts: list[str], sites: list[str]) -> None:
     names = list(dict.fromkeys([*hosts, *LOOPBACK]))
     server = certificate(hosts[0], server_key, names, (ca, ca_key))
     public, chain = pem(ca), pem(server) + pem(ca)
-    write(folder / "ca.key", private(ca_key))
-    write(folder / "server" / "ca.crt", public, 0o644)
-    write(folder / "server" / "server.crt", chain, 0o644)
-    write(folder / "server" / "server.key", private(server_key))
-    write(folder / "server" / "executor.secret", secrets.token_bytes(SECRET_BYTES))
+    readable = {"server/ca.crt": public, "server/server.crt": chain}
+    hidden = {"ca.key": private(ca_key), "server/server.key": private(server_key)}
+    hidden["server/executor.secret"] = secrets.token_bytes(SECRET_BYTES)
     for site in sites:
         key = ec.generate_private_key(ec.SECP384R1())
-        place = folder / "sites" / site
-        write(place / "ca.crt", public, 0o644)
-        write(place / "node.key", private(key, serialization.PrivateFormat.OpenSSH))
-        write(place / "executor.secret", secrets.token_bytes(SECRET_BYTES))
-        write(folder / "server" / "nodes" / f"{site}.pub", openssh(key), 0o644)
+        readable[f"sites/{site}/ca.crt"] = public
+        readable[f"server/nodes/{site}.pub"] = openssh(key)
+        hidden[f"sites/{site}/node.key"] = private(key, serialization.PrivateFormat.OpenSSH)
+        hidden[f"sites/{site}/executor.secret"] = secrets.token_bytes(SECRET_BYTES)
+    write_all(folder, hidden, readable)
 
 
 def certificate(
@@ -145,10 +145,26 @@ def openssh(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
-def write(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Write a new file that has its mode from the first byte; FileExistsError if there is one."""
+def write_all(folder: Path, hidden: dict[str, bytes], readable: dict[str, bytes]) -> None:
+    """Write new files, the hidden ones for their owner alone; all of them or none."""
+    written: list[Path] = []
+    try:
+        for files, mode in ((hidden, 0o600), (readable, 0o644)):
+            for name, content in files.items():
+                write(folder / name, content, mode, written)
+    except OSError as error:
+        for path in written:
+            path.unlink()
+        error.filename = str(folder)
+        raise
+
+
+def write(path: Path, content: bytes, mode: int, written: list[Path]) -> None:
+    """Write a new file that has its mode from the first byte, and add it to those `written`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+    opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    written.append(path)
+    with os.fdopen(opened, "wb") as file:
         file.write(content)
 
 

@@ -16,6 +16,7 @@ from fedtuners.cli import (
     report,
     run,
 )
+from fedtuners.cli.output import sentence
 
 VERBS = {
     "plan": plan,
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = VERBS[parsed.verb].main(parsed)
     except (ValueError, OSError) as error:
-        print(f"fedtuners {parsed.verb}: {error}", file=sys.stderr)
+        print(f"fedtuners {parsed.verb}: {sentence(error)}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         code = 130

@@ -4,18 +4,22 @@
     fedtuners plan strategy=fedex_lora adapter=lora federation.clients=25
     fedtuners plan model=mistral-7b data=metamathqa --shapes mistral-7b --all
 
-Exit code 1 when the run could not start; every reason is printed with its fix.
+Exit code 2 when the run could not start; every reason is printed with its fix.
 """
 
 import argparse
+import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+from fedtuners.cli.check import dealt
+from fedtuners.cli.idle_client import IdleClient
+from fedtuners.cli.output import write
 from fedtuners.cli.project import add_app, enter
 
 if TYPE_CHECKING:
@@ -36,6 +40,7 @@ class Plan:
     trained: int  # numbers that train, a client
     bytes: dict[str, int]  # as summary.json has them
     memory: "Memory | None"
+    process: int | None  # peak of a client's process on a CPU, libraries and all, in bytes
     steps: int | None  # optimiser steps of all clients; None: as the rows will say
     tokens: int | None  # trained on, at most
     notes: list[str]
@@ -57,11 +62,16 @@ def main(parsed: argparse.Namespace) -> int:
     """Plan and print; returns 1 when the run could not start."""
     conf = enter(parsed.app)
     from fedtuners.config import compose
+    from fedtuners.planning import rows_here
 
     config = compose(parsed.overrides, conf)
+    rows = rows_here(config)
+    config = config if rows is None else dealt(config, rows)
     base = base_of(config, parsed.shapes)
     nodes = parsed.nodes or config.federation.clients
+    idle = IdleClient(conf)
     found, problems = examine(config, base, nodes)
+    found = with_process(found, idle.memory())
     console = Console()
     if found is not None:
         show(found, config, console)
@@ -70,10 +80,17 @@ def main(parsed: argparse.Namespace) -> int:
     if parsed.all:
         console.print(alternatives(parsed.overrides, conf, base, nodes))
     if parsed.json and found is not None:
-        from fedtuners.cli.evaluate import write_json
+        write(parsed.json, json.dumps(asdict(found) | {"problems": problems}, indent=2) + "\n")
+    return 2 if problems else 0
 
-        write_json(parsed.json, asdict(found) | {"problems": problems})
-    return 1 if problems else 0
+
+def with_process(plan: Plan | None, idle: int | None) -> Plan | None:
+    """The plan with the memory of a client's process, from that of an idle one."""
+    from fedtuners.memory import resident
+
+    if plan is None or plan.memory is None or idle is None:
+        return plan
+    return replace(plan, process=resident(plan.memory, idle))
 
 
 def base_of(config: "Config", shapes: str | None) -> "PretrainedConfig":
@@ -146,6 +163,7 @@ def _plan(
         trained=sum(tensor.numel() for tensor in trained.values()),
         bytes=sent,
         memory=body.memory(residual) if memory else None,
+        process=None,
         steps=steps,
         tokens=None if steps is None else steps * batch,
         notes=notes(config),
@@ -154,17 +172,14 @@ def _plan(
 
 def notes(config: "Config") -> list[str]:
     """What the numbers leave out, and what privacy will cost where the rows are at hand."""
-    from fedtuners.tasks import load
+    from fedtuners.planning import rows_here
     from server_app.privacy import simulated_forecast
 
     said = []
-    if str(config.aggregation["_target_"]).split(".")[-2] in ("secure", "distributed_dp"):
-        said.append("bytes are those of unmasked uploads: keys, shares and masks add to them")
-    here = config.data.source == "demo" or Path(config.data.source).expanduser().exists()
-    if config.privacy.active and here:
-        said.append(simulated_forecast(config, load(config.data, config.seed)))
-    elif config.privacy.active:
-        said.append("ε is forecast once the rows are on this machine")
+    if config.privacy.active:
+        rows = rows_here(config)
+        later = "ε is forecast once the rows are on this machine"
+        said.append(later if rows is None else simulated_forecast(config, rows))
     return said
 
 
@@ -183,22 +198,25 @@ def show(plan: Plan, config: "Config", console: Console) -> None:
     else:
         built.add_row("optimiser steps, all clients", f"{plan.steps:,}")
         built.add_row("tokens, at most", f"{plan.tokens:,}")
-    for name, size in _parts(plan.memory):
+    for name, size in _parts(plan):
         built.add_row(f"memory of a client: {name}", f"{size / 2**20:,.1f} MiB")
     console.print(built)
     for note in plan.notes:
         console.print(note, soft_wrap=True)
 
 
-def _parts(memory: "Memory | None") -> Iterator[tuple[str, int]]:
+def _parts(plan: Plan) -> Iterator[tuple[str, int]]:
+    memory = plan.memory
     if memory is None:
         return
     for name, size in asdict(memory).items():
         if size and name != "estimate":
             yield name, size
-    yield "peak of training", memory.training
+    yield "tensors at the peak of training", memory.training
     if memory.estimate:
-        yield "peak of the start's estimate", memory.estimate
+        yield "tensors at the peak of the start", memory.estimate
+    if plan.process:
+        yield "its process on a CPU", plan.process
 
 
 def alternatives(overrides: list[str], conf: Path, base: "PretrainedConfig", nodes: int) -> Table:

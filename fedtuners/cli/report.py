@@ -16,14 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(parsed: argparse.Namespace) -> int:
     """Write the page; returns the exit code."""
+    from fedtuners.cli.output import write
     from fedtuners.report import page
     from fedtuners.results import read_run
 
     runs = [read_run(name) for name in parsed.runs]
     default = runs[0].path / "report.html" if len(runs) == 1 else Path("report.html")
     out: Path = (parsed.out or default).expanduser()
-    part = out.with_name(f".{out.name}.part")
-    part.write_text(page(runs), encoding="utf-8")
-    part.replace(out)
+    write(out, page(runs))
     print(f"wrote {out}")
     return 0

@@ -2,7 +2,8 @@
 
 `fedtuners run strategy=fedex_lora adapter=lora` is
 `flwr run . --stream --run-config 'overrides="strategy=fedex_lora adapter=lora"'`,
-whose own exit code is 0 even when the run failed.
+whose own exit code is 0 even when the run failed. Exit code 2: the run could not start, and one
+sentence says why; 1: it failed on the way.
 """
 
 import argparse
@@ -11,30 +12,37 @@ import os
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from fedtuners.cli.check import check
+from fedtuners.cli.follow import follow
+from fedtuners.cli.project import add_app, enter
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The words after `fedtuners run`."""
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. strategy=fedex_lora")
     parser.add_argument("--connection", default="", help="a SuperLink of Flower's config.toml")
-    parser.add_argument("--app", default=".", help="the project's folder")
+    add_app(parser)
 
 
 def main(parsed: argparse.Namespace) -> int:
-    """Start the run, follow its log, print the table; returns the exit code."""
+    """Check, start the run, follow its log, print the table; returns the exit code."""
+    config = check(parsed.overrides, enter(parsed.app), here=is_local(parsed.connection))
     flwr = str(Path(sys.executable).with_name("flwr"))
     connection = [parsed.connection] if parsed.connection else []
     overrides = shlex.join(parsed.overrides).replace('"', '\\"')
     command = [flwr, "run", parsed.app, *connection, "--stream"]
     before = _stamp(_latest(parsed))
-    streamed = subprocess.run([*command, "--run-config", f'overrides="{overrides}"'])
-    if streamed.returncode:
-        return streamed.returncode
+    run_config = ["--run-config", f'overrides="{overrides}"']
+    failed = follow([*command, *run_config], config.federation.rounds)
+    if failed:
+        return failed
     listed = subprocess.run(
         [flwr, "ls", *connection, "--format", "json"], capture_output=True, text=True, check=True
     )
@@ -47,6 +55,12 @@ def main(parsed: argparse.Namespace) -> int:
         print("the run finished without a run folder on this machine: it is the server's")
         return 0 if parsed.connection else 1
     show(folder)
+    counted = newest["network-traffic"]
+    if counted["total-bytes"]:  # none in a simulation
+        print(
+            f"Flower counted {counted['inbound-bytes']:,} bytes from the sites and "
+            f"{counted['outbound-bytes']:,} to them, envelopes included"
+        )
     return 0
 
 
@@ -93,6 +107,15 @@ def table(summary: dict[str, Any], lines: list[dict[str, Any]]) -> Table:
 
 def _mean(lines: list[dict[str, Any]], key: str) -> float:
     return sum(float(line[key]) for line in lines) / len(lines)
+
+
+def is_local(connection: str) -> bool:
+    """Whether a connection of Flower's config.toml, or its default, simulates on this machine."""
+    path = Path(os.environ.get("FLWR_HOME", "~/.flwr")).expanduser() / "config.toml"
+    known = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    links = known.get("superlink", {})
+    chosen = links.get(connection or links.get("default", "local"), {})
+    return bool(chosen.get("address", ":local:") == ":local:")
 
 
 def _stamp(folder: Path | None) -> tuple[Path | None, int]:

@@ -1,6 +1,10 @@
 """A plan says what a run then counts: numbers, bytes, and the peak of memory."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +15,10 @@ from small_runs import CONF, finished, words
 from torch.optim import AdamW
 from transformers import AutoConfig
 
+from fedtuners.cli.idle_client import IdleClient
 from fedtuners.cli.plan import examine, short
 from fedtuners.config import Config, compose
-from fedtuners.memory import Peak
+from fedtuners.memory import Peak, resident
 from fedtuners.planning import read_base, skeleton
 from fedtuners.shapes import SHAPES, known_shape
 from fedtuners.tasks import Batch, loss
@@ -21,6 +26,7 @@ from fedtuners.tuned import TunedModel
 
 Verb = Callable[..., tuple[int, str, str]]
 
+PRIVATE = ("privacy=example", "privacy.accountant=rdp", "partition=iid")
 METHODS = {
     "fed_sb": ["strategy=fed_sb", "adapter=lora_sb", "adapter.rank=4"],
     "fed_sb, half the clients": [
@@ -30,6 +36,32 @@ METHODS = {
     "fedavg_lora": ["strategy=fedavg_lora", "adapter=lora", "adapter.rank=4"],
     "ffa_lora with abba": ["strategy=ffa_lora", "adapter=abba", "adapter.rank1=2"],
     "fedex_lora": ["strategy=fedex_lora", "adapter=lora", "adapter.rank=2"],
+    "ffa_lora, secure": [
+        *("strategy=ffa_lora", "adapter=lora", "adapter.rank=2", "aggregation=secagg"),
+        *("federation.clients=6", "federation.fraction=0.5", "federation.rounds=3"),
+    ],
+    "fed_sb, secure, 32 bits": [
+        *("strategy=fed_sb", "adapter=lora_sb", "adapter.rank=4", "aggregation=secagg"),
+        *("aggregation.bits=32", "aggregation.clip=8", "aggregation.max_examples=4096"),
+        "federation.wire_dtype=bfloat16",
+    ],
+    "fedavg_lora, secure and noisy": [
+        *("strategy=fedavg_lora", "adapter=lora", "adapter.rank=2"),
+        *("aggregation=distributed_dp", "federation.clients=5"),
+    ],
+    "fed_sb, private": ["strategy=fed_sb", "adapter=lora_sb", "adapter.rank=4", *PRIVATE],
+    "fed_sb, private and secure": [
+        *("strategy=fed_sb", "adapter=lora_sb", "adapter.rank=4", "aggregation=secagg"),
+        *PRIVATE,
+    ],
+}
+
+
+LARGE = ["data.max_length=64", "train.batch_size=64", "train.steps=3", "start.batch_size=64"]
+PROCESSES = {
+    "lora": ["strategy=fedavg_lora", "adapter=lora", *LARGE],
+    "lora_sb": ["strategy=fed_sb", "adapter=lora_sb", "start.rows=128", *LARGE],
+    "abba": ["strategy=fedavg_lora", "adapter=abba", *LARGE],
 }
 
 
@@ -78,6 +110,52 @@ def test_the_parts_of_memory_are_those_of_a_real_training_step(tiny: Path) -> No
     assert plan.memory.training == pytest.approx(peak.most, rel=0.05)
 
 
+@pytest.fixture(scope="module")
+def idle() -> int:
+    """What a client's process takes that holds next to nothing."""
+    memory = IdleClient(CONF).memory()
+    if memory is None:
+        pytest.skip("this system does not tell a process's peak memory")
+    return memory
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", PROCESSES)
+def test_the_memory_of_a_process_is_that_of_a_real_one(method: str, idle: int) -> None:
+    config = compose(PROCESSES[method], CONF)
+    plan, _ = examine(config, read_base(config), nodes=4)
+    program = [sys.executable, str(Path(__file__).with_name("client_process.py")), str(CONF)]
+
+    done = subprocess.run(
+        [*program, *PROCESSES[method]],
+        env=os.environ | {"PYTHONPATH": str(CONF.parent), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert plan is not None
+    assert plan.memory is not None
+    real = int(done.stdout.splitlines()[-1])
+    assert resident(plan.memory, idle) == pytest.approx(real, rel=0.15)
+    assert idle + plan.memory.peak < 0.85 * real  # the tensors alone do not tell it
+
+
+def test_a_plan_of_70_billion_numbers_holds_none_of_them() -> None:
+    words = ["data=gsm8k", "partition=iid", "model.dtype=bfloat16", "adapter.rank=64"]
+    config = compose(words, CONF)
+    before, started = resident_now(), time.process_time()
+
+    plan, problems = examine(config, known_shape("llama-3-70b"), nodes=4)
+
+    assert plan is not None
+    assert plan.memory is not None
+    assert not problems
+    assert plan.memory.weights == pytest.approx(2 * 70.6e9, rel=0.01)
+    assert resident_now() - before < 2**30
+    assert time.process_time() - started < 60
+
+
 def test_a_deep_model_is_extrapolated_from_shallow_ones(tiny: Path) -> None:
     config = compose(words(tiny, "adapter=lora", "strategy=fedavg_lora"), CONF)
     base = read_base(config)
@@ -123,7 +201,7 @@ def test_every_incompatibility_is_named_with_its_fix(tiny: Path, verb: Verb) -> 
         *("federation.fraction=0.3", "data.max_length=100"),
     )
 
-    assert code == 1
+    assert code == 2
     assert "choose adapter=lora_sb" in out
     assert "rank 99 does not fit model.layers.0." in out
     assert "lower data.max_length" in out
@@ -161,7 +239,9 @@ def test_all_strategies_and_adapters_are_listed(tiny: Path, verb: Verb, tmp_path
 
     written = json.loads((tmp_path / "plan.json").read_text())
     assert code == 0
-    assert "peak of training" in out
+    assert "tensors at the peak of training" in out
+    assert "its process on a CPU" in out
+    assert written["process"] > written["memory"]["weights"]
     assert written["strategy"] == "fed_sb"
     assert written["bytes"]["total"] > 0
 
@@ -174,6 +254,12 @@ def planned(overrides: list[str]) -> tuple[Config, Any]:
     config = compose(overrides, CONF)
     own = Path(config.model.name).is_dir()
     return config, read_base(config) if own else None
+
+
+def resident_now() -> int:
+    """Bytes of memory that this process holds."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def tensors(model: torch.nn.Module) -> list[torch.Tensor]:

@@ -38,13 +38,14 @@ def test_a_number_must_be_one() -> None:
 
 
 def test_a_site_chooses_where_and_how_but_not_what(settings: Any) -> None:
-    config = settings()
+    config = settings("model.quantization=nf4")
     site = Site(data="own.csv", model="/models/x", device="cpu", dtype="bfloat16", micro_batch=3)
 
     applied = site.apply(config)
 
     assert applied.data.source == "own.csv"
     assert (applied.model.name, applied.model.dtype) == ("/models/x", "bfloat16")
+    assert applied.model.quantization == "nf4"
     assert applied.train.micro_batch == 3
     for section in ("adapter", "strategy", "federation", "start", "seed"):
         assert getattr(applied, section) == getattr(config, section)
