@@ -20,14 +20,11 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from datasets import Dataset
 from peft import PeftModel
 
-from fedtuners.adapters import estimate_updates, set_start
+from fedtuners.baselines import baseline
 from fedtuners.config import Config, compose
-from fedtuners.tasks import batches, evaluate, load, make_task, partition
-from fedtuners.training import train
-from fedtuners.tuned import TunedModel
+from fedtuners.tasks import evaluate, load, make_task
 
 RESULTS = Path("benchmarks/results/strategies.jsonl")
 COMBINATIONS = (
@@ -39,7 +36,7 @@ COMBINATIONS = (
     ("fedavg_lora", "abba"),
     ("ffa_lora", "abba"),
 )
-ALONE, POOLED = BASELINES = ("each client alone", "all rows in one place")
+BASELINES = {"each client alone": "alone", "all rows in one place": "centralised"}
 ORDER = ("fed_sb", "fedex_lora", "fedavg_lora", "ffa_lora", *BASELINES)
 
 
@@ -103,40 +100,13 @@ def federated(strategy: str, adapter: str, seed: int, overrides: list[str]) -> d
     return line | {key: summary[key] for key in kept}
 
 
-def local(baseline: str, seed: int, overrides: list[str]) -> dict[str, Any]:
-    """LoRA-SB without a federation: each client alone (their mean score), or all rows together.
-
-    A client alone takes the steps that it takes in the federation; the pooled rows get the steps
-    of all clients.
-    """
+def local(name: str, seed: int, overrides: list[str]) -> dict[str, Any]:
+    """LoRA-SB without a federation: each client alone (their mean score), or all rows together."""
     config = compose([f"seed={seed}", *overrides], Path("conf"))
-    train_rows = load(config.data, seed).train
-    clients, steps = config.federation.clients, config.train.steps * config.federation.rounds
-    if baseline == POOLED:
-        scores = [_trained(config, train_rows, steps * clients)]
-    else:
-        parts = [partition(train_rows, config.partition, clients, k) for k in range(clients)]
-        scores = [_trained(config, part, steps) for part in parts]
-    line = {"strategy": baseline, "adapter": "lora_sb", "seed": seed, "each": scores}
+    _, _, trained = baseline(BASELINES[name], config)
+    scores = [one.score for one in trained]
+    line = {"strategy": name, "adapter": "lora_sb", "seed": seed, "each": scores}
     return line | {"final": mean(scores)}
-
-
-def _trained(config: Config, rows: Dataset, steps: int) -> float:
-    """The held-out score after plain training on some rows."""
-    tuned = TunedModel(config, linear_only=True)
-    encoded = tuned.task.encode(rows, tuned.tokenizer)
-    drawn = tuned.start_batches(encoded, 0)
-    rank = max(tuned.adapter.module_ranks())
-    eta = config.start.learning_rate
-    starts = estimate_updates(
-        *(tuned.model, drawn, tuned.summed_loss, list(tuned.shapes), rank, eta)
-    )
-    set_start(tuned.model, starts)
-    settings = replace(config.train, steps=steps)
-    order = batches(encoded, tuned.pad, settings.batch_size, steps, (config.seed, 1, 0))
-    train(tuned.model, tuned.task, order, settings)
-    test = load(config.data, config.seed).test
-    return evaluate(tuned.task, tuned.model, tuned.tokenizer, test).value
 
 
 def table(done: Iterable[dict[str, Any]]) -> str:

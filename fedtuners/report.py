@@ -3,27 +3,32 @@
 It reads on a phone, by day and by night, and prints. Everything that came from a run is escaped.
 """
 
-import io
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from statistics import fmean
-from typing import Any
 
 from omegaconf import OmegaConf
 
+from fedtuners.plots import figure
 from fedtuners.results import Run
 
 STYLE = """
 :root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
 figure { margin: 0 0 1rem; background: #fff; border-radius: 6px; max-width: 40rem; }
 figure svg { width: 100%; height: auto; display: block; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; width: fit-content; max-width: 100%; margin-bottom: 1rem;
+  background: /* a shadow where there is more */
+  linear-gradient(to right, Canvas .8rem, #0000) 0 0 / 2rem 100% no-repeat local,
+  linear-gradient(to left, Canvas .8rem, #0000) 100% 0 / 2rem 100% no-repeat local,
+  linear-gradient(to right, #8888, transparent) 0 0 / .7rem 100% no-repeat,
+  linear-gradient(to left, #8888, transparent) 100% 0 / .7rem 100% no-repeat; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th, td { padding: .2rem .7rem; border-bottom: 1px solid #8886; text-align: right; }
+th, td { padding: .2rem .5rem; border-bottom: 1px solid #8886; text-align: right; }
+th { white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
+@media (max-width: 40rem) { table { font-size: .85rem; } th, td { padding: .2rem .4rem; } }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
 @media print {
   body { max-width: none; font-size: 10pt; }
@@ -32,8 +37,6 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
   .wide { overflow: visible; }
 }
 """
-Lines = Mapping[str, Sequence[tuple[float, float]]]  # points by name
-Bands = Mapping[str, Sequence[tuple[float, float, float]]]  # x, low, high by name
 
 
 def page(runs: Sequence[Run]) -> str:
@@ -46,7 +49,7 @@ def page(runs: Sequence[Run]) -> str:
     by_bytes = {name: scores_by_bytes(run) for name, run in zip(names, runs, strict=True)}
     body = [
         f"<h1>{escape(title)}</h1>",
-        table(OVERVIEW, [overview(name, run) for name, run in zip(names, runs, strict=True)]),
+        facts(names, runs),
         "<h2>Score by round</h2>",
         figure(by_round, "round", metric),
         "<h2>Score against bytes</h2>",
@@ -83,6 +86,14 @@ OVERVIEW = (
     *("run", "strategy", "adapter", "metric", "before", "after", "trained numbers"),
     *("rounds", "clients", "MB in all", "seconds"),
 )
+
+
+def facts(names: Sequence[str], runs: Sequence[Run]) -> str:
+    """What each run came to: a row a run, or of a single one a row a fact."""
+    rows = [overview(name, run) for name, run in zip(names, runs, strict=True)]
+    if len(rows) > 1:
+        return table(OVERVIEW, rows)
+    return table(("", ""), zip(OVERVIEW[1:], rows[0][1:], strict=True))
 
 
 def overview(name: str, run: Run) -> list[object]:
@@ -163,39 +174,6 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
         f'<div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody>'
         "</table></div>"
     )
-
-
-def figure(lines: Lines, x: str, y: str, bands: Bands | None = None) -> str:
-    """Lines, and bands of their names around them, as inline SVG with text as text."""
-    import matplotlib
-    from matplotlib.figure import Figure  # slow to import
-    from matplotlib.ticker import MaxNLocator
-
-    plain: Any = {"svg.fonttype": "none", "svg.hashsalt": "fedtuners", "font.family": "sans-serif"}
-    with matplotlib.rc_context(plain):
-        drawn = Figure(figsize=(4.8, 3.2), layout="constrained")
-        axes = drawn.subplots()
-        for name, points in lines.items():
-            (line,) = axes.plot(*_columns(points, 2), marker="o", markersize=4, label=name)
-            spread = (bands or {}).get(name)
-            if spread:
-                xs, low, high = _columns(spread, 3)
-                axes.fill_between(xs, low, high, color=line.get_color(), alpha=0.15)
-        axes.set(xlabel=x, ylabel=y.replace("_", " "))
-        axes.grid(alpha=0.3)
-        if x == "round":
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if len(lines) > 1:
-            axes.legend(fontsize="small", ncols=1 + (len(lines) > 8))
-        written = io.StringIO()
-        drawn.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
-    svg = written.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    return f'<figure aria-label="{escape(f"{y} by {x}")}">{svg}</figure>'
-
-
-def _columns(points: Sequence[Sequence[float]], width: int) -> list[list[float]]:
-    return [[point[i] for point in points] for i in range(width)]
 
 
 def _number(value: object) -> str:

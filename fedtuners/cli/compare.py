@@ -1,25 +1,37 @@
 """Compare strategies, adapters, seeds and splits, under equal rounds or equal bytes.
 
-    fedtuners compare --over strategy=fed_sb,fedavg_lora --over seed=0,1,2 federation.rounds=10
-    fedtuners compare --over strategy=fed_sb,ffa_lora --over partition=iid,dirichlet --bytes 20e6
+    fedtuners compare --over strategy=fed_sb --over seed=0,1,2 --baselines federation.rounds=10
+    fedtuners compare --case "strategy=fed_sb adapter.rank=16" \\
+        --case "strategy=ffa_lora adapter=lora adapter.rank=2" --over partition=iid,dirichlet \\
+        --over seed=0,1,2 --bytes 8e6
 
 Every federation runs in this process, one after another, each in a folder of its own below --out;
 one that is there and finished is not run again, so an interrupted comparison goes on where it was.
-What cannot run is left out, and said. results.csv has a row per run, and report.html the means over
-the seeds with their standard deviations.
+What cannot run is left out, and said. results.csv and results.parquet have a row per run;
+results.md and report.html the means over the seeds with their standard deviations, and each
+method's paired difference to the first.
+
+Equal bytes: --bytes gives every run the rounds that so many bytes allow. --within instead reads, in
+runs of equal rounds, the last score that was measured before so many bytes had been sent.
+
+Baselines: `strategy=alone` trains each client by itself, `strategy=centralised` all rows in one
+loop, both with the optimiser steps that the federation's clients take; --baselines adds both for
+every adapter and setting.
 """
 
 import argparse
-import os
 import sys
-import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedtuners.cli.check import check_writable
+from fedtuners.cli.output import write
 from fedtuners.cli.project import add_app, enter
 
 if TYPE_CHECKING:
+    from fedtuners.cells import Cell
     from fedtuners.config import Config
     from fedtuners.results import Run
 
@@ -27,94 +39,165 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The words after `fedtuners compare`."""
     parser.add_argument("overrides", nargs="*", help="Hydra overrides that all runs share")
-    vary = "what to vary; may be repeated"
-    parser.add_argument("--over", action="append", required=True, metavar="KEY=A,B", help=vary)
+    vary, case = "what to vary; may be repeated", "overrides that belong together; may be repeated"
+    parser.add_argument("--over", action="append", default=[], metavar="KEY=A,B", help=vary)
+    parser.add_argument("--case", action="append", default=[], metavar='"KEY=A …"', help=case)
+    parser.add_argument("--baselines", action="store_true", help="also alone and centralised")
     parser.add_argument("--bytes", type=float, metavar="N", help="rounds as N bytes in all allow")
+    within = "also the last scores within so many bytes"
+    parser.add_argument("--within", type=sizes, default=[], metavar="N,N", help=within)
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="(comparison)")
     add_app(parser)
 
 
-def main(parsed: argparse.Namespace) -> int:
-    """Run what is missing, write the table and the page; returns the exit code."""
-    conf = enter(parsed.app)
-    from fedtuners import comparison
-    from fedtuners.config import compose
+def sizes(text: str) -> list[float]:
+    """The numbers of bytes in `2e6,8e6`."""
+    return [float(word) for word in text.split(",")]
 
-    runs: dict[comparison.Cell, Run] = {}
-    left_out: dict[comparison.Cell, str] = {}
-    for cell in comparison.cells(parsed.over):
-        folder = parsed.out.expanduser().absolute() / "runs" / slug(cell)
-        try:
-            config = replace(compose([*parsed.overrides, *cell], conf), outputs=str(folder))
-            runs[cell] = finished(folder) or performed(planned(config, parsed.bytes), folder)
-        except (ValueError, RuntimeError) as error:
-            left_out[cell] = str(error)
-            print(f"left out {' '.join(cell)}: {error}", file=sys.stderr)
+
+def main(parsed: argparse.Namespace) -> int:
+    """Run what is missing, write the tables and the page; returns the exit code."""
+    conf = enter(parsed.app)
+    from fedtuners.cells import cells, with_baselines
+
+    if not parsed.over and not parsed.case:
+        raise ValueError("nothing to compare: give --over key=first,second or --case")
+    found = cells(parsed.over, parsed.case)
+    found = with_baselines(found) if parsed.baselines else found
+    out = parsed.out.expanduser().absolute()
+    check_writable(out / "runs")
+    configs, left_out = planned(found, parsed.overrides, conf, parsed.bytes, out / "runs")
+    runs = run_all(configs, left_out)
     if not runs:
-        raise ValueError("none of the combinations can run")
+        reasons = "; ".join(dict.fromkeys(left_out.values()))
+        raise ValueError(f"none of the combinations can run: {reasons}")
+    for cell, why in left_out.items():
+        print(f"left out {' '.join(cell)}: {why}", file=sys.stderr)
     equal = "equal rounds" if parsed.bytes is None else f"at most {parsed.bytes:,.0f} bytes each"
-    title = f"{len(runs)} runs, {equal}"
-    for name, text in (
-        ("results.csv", comparison.tidy(runs)),
-        ("report.html", comparison.page(title, runs, left_out)),
-    ):
-        part = parsed.out / f".{name}.part"
-        part.write_text(text, encoding="utf-8")
-        part.replace(parsed.out / name)
-        print(f"wrote {parsed.out / name}")
+    write_all(out, f"{len(runs)} runs, {equal}", runs, left_out, parsed.within)
+    print(f"wrote {out}/results.csv, results.parquet, results.md and report.html")
     return 0
 
 
-def slug(cell: tuple[str, ...]) -> str:
+def run_all(configs: Mapping["Cell", "Config"], left_out: dict["Cell", str]) -> dict["Cell", "Run"]:
+    """The runs that are there, looked at before any is started, and those that are missing."""
+    from fedtuners.cli.perform import performed
+
+    earlier = {cell: finished(cell, config) for cell, config in configs.items()}
+    runs: dict[Cell, Run] = {}
+    for cell, config in configs.items():
+        try:
+            runs[cell] = earlier[cell] or performed(cell, config)
+        except (ValueError, RuntimeError) as error:
+            left_out[cell] = str(error)
+    return runs
+
+
+def planned(
+    found: Sequence["Cell"], shared: Sequence[str], conf: Path, budget: float | None, runs: Path
+) -> tuple[dict["Cell", "Config"], dict["Cell", str]]:
+    """The configuration of each cell that can run, and why the others cannot."""
+    from fedtuners.cells import baseline_of
+    from fedtuners.config import compose
+
+    configs: dict[Cell, Config] = {}
+    left_out: dict[Cell, str] = {}
+    for cell in found:
+        baseline = baseline_of(cell)
+        words = [word for word in (*shared, *cell) if word != f"strategy={baseline}"]
+        try:
+            config = replace(compose(words, conf), outputs=str(runs / slug(cell)))
+            configs[cell] = config if baseline else budgeted(config, budget)
+        except ValueError as error:
+            left_out[cell] = str(error)
+    return configs, left_out
+
+
+def slug(cell: "Cell") -> str:
     """A cell as a folder's name."""
     return "".join(c if c.isalnum() or c in "=._-" else "_" for c in ",".join(cell))
 
 
-def finished(folder: Path) -> "Run | None":
-    """The run that is there already, if it came to its end."""
-    from fedtuners.results import read_run
-
-    latest = folder / "latest"
-    return read_run(str(latest)) if (latest / "summary.json").is_file() else None
-
-
-def planned(config: "Config", budget: float | None) -> "Config":
+def budgeted(config: "Config", budget: float | None) -> "Config":
     """The configuration, with as many rounds as the budget allows. Raises ValueError."""
     from fedtuners.cli.plan import examine
     from fedtuners.planning import read_base
 
     base, nodes = read_base(config), config.federation.clients
 
+    def with_rounds(rounds: int) -> "Config":
+        return replace(config, federation=replace(config.federation, rounds=rounds))
+
     def total(rounds: int) -> int:
-        asked = replace(config, federation=replace(config.federation, rounds=rounds))
-        plan, problems = examine(asked, base, nodes, memory=False)
+        plan, problems = examine(with_rounds(rounds), base, nodes, memory=False)
         if plan is None or problems:
             raise ValueError("; ".join(problems))
         return plan.bytes["total"]
 
-    one, two = total(1), total(2)
+    one = total(1)
     if budget is None:
         return config
     if one > budget:
         raise ValueError(f"one round takes {one:,} bytes, more than --bytes {budget:,.0f}")
-    rounds = 1 + int((budget - one) // (two - one))
-    return replace(config, federation=replace(config.federation, rounds=rounds))
+    return with_rounds(largest(lambda rounds: total(rounds) <= budget))
 
 
-def performed(config: "Config", folder: Path) -> "Run":
-    """Run one federation in this process, with client state that does not outlive it."""
-    from client_app import handlers
+def largest(fits: Callable[[int], bool]) -> int:
+    """The largest n that fits, where 1 does and nothing above one that does not."""
+    low, high = 1, 2
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def finished(cell: "Cell", config: "Config") -> "Run | None":
+    """The run that is there already, if it came to its end.
+
+    Raises:
+        ValueError: when it ran with other settings, which one table must not mix.
+    """
     from fedtuners.results import read_run
-    from server_app.local import InProcessGrid
-    from server_app.run import run
 
-    before = os.environ.get("FEDTUNERS_STATE")
-    with tempfile.TemporaryDirectory() as state:
-        os.environ["FEDTUNERS_STATE"] = state
-        try:
-            run(config, InProcessGrid(config.federation.clients, handlers.answer), folder.name)
-        finally:
-            os.environ.pop("FEDTUNERS_STATE")
-            if before is not None:
-                os.environ["FEDTUNERS_STATE"] = before
-    return read_run(str(folder / "latest"))
+    latest = Path(str(config.outputs)) / "latest"
+    if not (latest / "summary.json").is_file():
+        return None
+    run = read_run(str(latest))
+    if _settings(run.config) != _settings(config):
+        raise ValueError(
+            f"{latest.parent} holds a run of {' '.join(cell)} with other settings: choose another "
+            "--out, or delete that folder"
+        )
+    return run
+
+
+def _settings(config: "Config") -> str:
+    """What decides a run's result: not where its numbers go, nor labels, which its rows may say."""
+    from fedtuners.config import to_json
+
+    same = replace(config, data=replace(config.data, labels=[]))
+    return to_json(replace(same, outputs=None, resume=None, track={}))
+
+
+def write_all(
+    out: Path,
+    title: str,
+    runs: Mapping["Cell", "Run"],
+    left_out: Mapping["Cell", str],
+    budgets: Sequence[float],
+) -> None:
+    """The tables and the page, each file whole or not at all."""
+    from fedtuners import comparison
+    from fedtuners.comparison_page import page
+
+    rows = comparison.records(runs, budgets)
+    files: dict[str, str | bytes] = {
+        "results.csv": comparison.tidy(rows),
+        "results.parquet": comparison.parquet(rows),
+        "results.md": comparison.markdown(title, runs, budgets),
+        "report.html": page(title, runs, left_out, budgets),
+    }
+    for name, content in files.items():
+        write(out / name, content)
