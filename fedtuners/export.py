@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from fedtuners.adapters import export_lora
+from fedtuners.adapters import Adapter, State, export_lora
 from fedtuners.adapters.linear import dequantise_into
+from fedtuners.adapters.state import named_parameters
 from fedtuners.config import make_adapter
-from fedtuners.results import Run, saved_residuals, saved_state, with_adapter
+from fedtuners.planning import read_base, skeleton
+from fedtuners.results import Run, foreign, saved_residuals, saved_state, with_adapter
 from fedtuners.tasks import make_task, model_path
 from fedtuners.tasks.generation import evaluating
 from fedtuners.tuned import choose_device
@@ -33,12 +35,15 @@ def to_lora(run: Run, out: Path, max_rank: int | None = None) -> dict[str, float
 
     Raises:
         ValueError: when `out` is there already or the rank is below 1.
+        ModelError: when the base is at hand and the adapter is not for it.
     """
     adapter = make_adapter(run.config)
+    state = saved_state(adapter, run.path / "adapter")
+    _check_base(run, adapter, state)
     with written_whole(out) as folder:
         return export_lora(
             adapter,
-            saved_state(adapter, run.path / "adapter"),
+            state,
             folder,
             task=run.config.data.task,  # type: ignore[arg-type]
             base_model=model_path(run.config.model.name),
@@ -66,6 +71,16 @@ def to_merged(run: Run, out: Path, device: str | None = None) -> float:
         merged.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
     return difference
+
+
+def _check_base(run: Run, adapter: Adapter, state: State) -> None:
+    """Names and shapes of the adapter's tensors, beside those of the base, where that is here."""
+    if not Path(model_path(run.config.model.name)).is_dir():
+        return
+    model = skeleton(run.config, adapter, read_base(run.config), linear_only=False).model
+    fitting = {name: tensor.shape for name, tensor in named_parameters(model).items()}
+    if {name: tensor.shape for name, tensor in state.items()} != fitting:
+        raise foreign(run.path / "adapter", run.config.model.name)
 
 
 def _dense_base(run: Run, device: str) -> tuple[Any, Any]:

@@ -181,14 +181,20 @@ def with_adapter(base: Any, folder: Path, name: str) -> PeftModel:
     if not (folder / ADAPTER_CONFIG).is_file():
         raise RunError(f"{folder} holds no adapter: {ADAPTER_CONFIG} is missing")
     saved = _tensors(folder / ADAPTER_WEIGHTS)
-    foreign = f"the adapter in {folder} was made for another base model than {model_path(name)}"
     try:
         model = PeftModel.from_pretrained(base, str(folder))
     except (RuntimeError, ValueError) as error:
-        raise ModelError(foreign) from error
+        raise foreign(folder, name) from error
     if saved.keys() != get_peft_model_state_dict(model).keys():
-        raise ModelError(foreign)  # PEFT itself only warns, and leaves the rest at its start
+        raise foreign(folder, name)  # PEFT itself only warns, and leaves the rest at its start
     return model
+
+
+def foreign(folder: Path, name: str) -> ModelError:
+    """What is said of an adapter in a folder that does not fit the base model `name`."""
+    return ModelError(
+        f"the adapter in {folder} was made for another base model than {model_path(name)}"
+    )
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

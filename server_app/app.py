@@ -5,6 +5,7 @@ from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid import InMemoryGrid
 
 from fedtuners.config import compose
 from server_app.polling import PollingGrid
@@ -23,4 +24,6 @@ def main(grid: Grid, context: Context) -> None:
     config = compose(overrides, CONF)
     if config.resume is not None:
         config = resumed(config, overrides)
-    run(config, PollingGrid(grid), str(context.run_id))
+    simulated = isinstance(grid, InMemoryGrid)
+    waiting = PollingGrid(grid, None) if simulated else PollingGrid(grid)
+    run(config, waiting, str(context.run_id))

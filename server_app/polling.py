@@ -1,24 +1,36 @@
-"""A Flower grid whose answers are looked for often at first, and seldom in a long round.
+"""A Flower grid that looks for answers often at first, and notices a message that a node lost.
 
-Flower's own looks every three seconds, which is half of a short round.
+Flower's own looks every three seconds, which is half of a short round. And it waits out the
+deadline for a SuperNode that took a message, died and was back before anybody looked: to Flower
+that node never was away.
 """
 
 import time
 from collections.abc import Iterable
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
+
+from strategies.messages import HELLO
 
 SHORTEST, LONGEST = 0.2, 3.0  # seconds between two looks
 SHARE = 0.1  # of the time already waited
+PATIENCE = 120.0  # seconds without an answer until a node is sent a second message
 
 
 class PollingGrid(Grid):
-    """Another grid, but for how it waits."""
+    """Another grid, but for how it waits.
 
-    def __init__(self, grid: Grid) -> None:
-        self.grid = grid
+    A SuperNode works on one message at a time and in their order. So one that has been silent for
+    `patience` seconds is sent a greeting: as long as it works on the first message, this one waits;
+    if it answers this one and not the first, it has lost the first. The nodes of a simulation have
+    no such order, and do not die alone: None for them.
+    """
+
+    def __init__(self, grid: Grid, patience: float | None = PATIENCE) -> None:
+        self.grid, self.patience = grid, patience
 
     def set_run(self, run: Any) -> None:
         """As the other grid."""
@@ -48,19 +60,48 @@ class PollingGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Send, and return the answers when all are there or `timeout` seconds have passed."""
+        """Send, and return the answers when all are there or `timeout` seconds have passed.
+
+        A lost message has an error for its answer.
+        """
         started = time.monotonic()
-        waiting = {sent for sent in self.push_messages(messages) if sent is not None}
+        waiting = self._sent(messages)
+        greeted: dict[str, str] = {}  # greeting → the message that it came after
         answers: list[Message] = []
+        lost: set[str] = set()
         while waiting:
-            came = list(self.pull_messages(waiting))
-            answers += came
-            waiting -= {answer.metadata.reply_to_message_id for answer in came}
+            pulled = self.pull_messages([*waiting, *greeted])
+            came = {answer.metadata.reply_to_message_id: answer for answer in pulled}
+            answers += [answer for key, answer in came.items() if key in waiting]
+            waiting = {key: message for key, message in waiting.items() if key not in came}
+            # Found at the last look: an answer that came beside the greeting's has been seen now.
+            answers += [_error(message) for key, message in waiting.items() if key in lost]
+            waiting = {key: message for key, message in waiting.items() if key not in lost}
+            lost = {greeted.pop(key) for key in came if key in greeted}
             waited = time.monotonic() - started
             if not waiting or (timeout is not None and waited >= timeout):
                 break
+            if not greeted and not lost and self.patience is not None and waited > self.patience:
+                greeted = {g: key for key, m in waiting.items() for g in self._sent([_greeting(m)])}
             time.sleep(pause(waited, timeout))
         return answers
+
+    def _sent(self, messages: Iterable[Message]) -> dict[str, Message]:
+        """Send; the messages that could be sent, by their ids."""
+        tried = list(messages)
+        ids = self.push_messages(tried)
+        return {key: message for key, message in zip(ids, tried, strict=False) if key is not None}
+
+
+def _greeting(message: Message) -> Message:
+    """Who are you: to the node that a message went to. Any answer will do."""
+    content = RecordDict({"request": message.content.config_records["request"]})
+    return Message(content, message.metadata.dst_node_id, HELLO, group_id=message.metadata.group_id)
+
+
+def _error(message: Message) -> Message:
+    reason = "The node was started anew while it worked on the message."
+    return Message(Error(ErrorCode.NODE_UNAVAILABLE, reason), reply_to=message)
 
 
 def pause(waited: float, timeout: float | None) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.common import log
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from strategies.messages import (
@@ -214,7 +215,9 @@ class Exchange:
 
     def _read(self, answer: Message, client: int, round_: int) -> Reply:
         if answer.has_error():
-            raise ValueError(f"its process failed (Flower error {answer.error.code})")
+            away = answer.error.code == ErrorCode.NODE_UNAVAILABLE
+            what = "its node went away" if away else "its process failed"
+            raise ValueError(f"{what} (Flower error {answer.error.code})")
         self.traffic.add(self.traffic.up, round_, client, content_bytes(answer.content))
         reply = read_reply(answer.content)
         if answer.metadata.src_node_id != self.nodes[client] or reply.client != client:

@@ -65,6 +65,7 @@ FINISHED = [  # (words of a verb after a run, what the sentence says)
     (["export", "nowhere", "--to", "lora"], "nowhere is no run folder"),
     (["export", "{run}", "--to", "lora", "--max-rank", "0"], "max_rank 0: choose at least 1"),
     (["export", "{run}", "--to", "lora", "--out", "{run}"], "is there already: name another"),
+    (["export", "{foreign}", "--to", "lora"], "was made for another base model than"),
     (["export", "{foreign}", "--to", "merged"], "was made for another base model than"),
     (["export", "{orphan}", "--to", "merged"], "gone is not a folder with a model in it"),
     (["export", "{bare}", "--to", "lora"], "is missing: the run has not finished, or was moved"),
