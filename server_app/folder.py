@@ -5,6 +5,7 @@
 `metrics.jsonl` has a line per round and client, and a line per round with the global metric.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -16,8 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 
 from fedtuners.config import Config, ConfigError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class FullDiskError(RuntimeError):
+    """The disk took no more of a run's results."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,19 @@ class RunFolder:
                     f"another process still works on {self.path}: stop it, or wait for its end"
                 ) from error
             yield
+
+    @contextmanager
+    def room(self) -> Iterator[None]:
+        """Within it a full disk is one sentence, which says how to go on; FullDiskError."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            if isinstance(error, OSError) and error.errno not in FULL:
+                raise
+            raise FullDiskError(
+                f"{self.path} could not be written ({error}): make room, then go on with "
+                f"resume={self.path}"
+            ) from error
 
     def point_latest(self) -> None:
         """Make `outputs/latest` this run, in one step."""

@@ -54,7 +54,8 @@ def run(config: Config, grid: Grid, run_id: str) -> dict[str, Any]:
         folder = RunFolder.resume(config)
         earlier = checkpoint.load(folder.checkpoint)
         config = replace(config, resume=None)
-    with folder.alone(), recorded(folder.path / "log.jsonl"), located(run=run_id, node="server"):
+    journal = recorded(folder.path / "log.jsonl")
+    with folder.alone(), folder.room(), journal, located(run=run_id, node="server"):
         log(INFO, "run folder: %s", folder.path)
         return _rounds(config, grid, run_id, folder, strategy, tuned, rows, tracker, earlier)
 

@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from rich.table import Table
 from fedtuners.cli.check import check
 from fedtuners.cli.follow import follow
 from fedtuners.cli.project import add_app, enter
+
+OUTPUTS = "FEDTUNERS_OUTPUTS"  # the folder of all run folders, where outputs= names none
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,13 +36,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(parsed: argparse.Namespace) -> int:
     """Check, start the run, follow its log, print the table; returns the exit code."""
-    config = check(parsed.overrides, enter(parsed.app), here=is_local(parsed.connection))
+    overrides = list(parsed.overrides)
+    conf, local = enter(parsed.app), is_local(parsed.connection)
+    if local and OUTPUTS in os.environ and not any(w.startswith("outputs=") for w in overrides):
+        # A SuperLink of an earlier run serves this one, with the environment of that.
+        overrides.append(f"outputs={os.environ[OUTPUTS]}")
+    config = check(overrides, conf, here=local)
     flwr = str(Path(sys.executable).with_name("flwr"))
     connection = [parsed.connection] if parsed.connection else []
-    overrides = shlex.join(parsed.overrides).replace('"', '\\"')
+    words = shlex.join(overrides).replace('"', '\\"')
     command = [flwr, "run", parsed.app, *connection, "--stream"]
-    before = _stamp(_latest(parsed))
-    run_config = ["--run-config", f'overrides="{overrides}"']
+    before = _stamp(_latest(overrides))
+    run_config = ["--run-config", f'overrides="{words}"']
     failed = follow([*command, *run_config], config.federation.rounds)
     if failed:
         return failed
@@ -50,7 +58,7 @@ def main(parsed: argparse.Namespace) -> int:
     if newest["status"] != "finished:completed":
         print(f"run {newest['run-id']} {newest['status']}: {newest.get('status-details', '')}")
         return 1
-    folder = _latest(parsed)
+    folder = _latest(overrides)
     if folder is None or _stamp(folder) == before:
         print("the run finished without a run folder on this machine: it is the server's")
         return 0 if parsed.connection else 1
@@ -124,9 +132,9 @@ def _stamp(folder: Path | None) -> tuple[Path | None, int]:
     return folder, summary.stat().st_mtime_ns if summary.is_file() else 0
 
 
-def _latest(parsed: argparse.Namespace) -> Path | None:
+def _latest(overrides: Sequence[str]) -> Path | None:
     """The newest run folder, where the server of a local run writes it."""
-    chosen = [word.partition("=")[2] for word in parsed.overrides if word.startswith("outputs=")]
-    root = Path((chosen or [os.environ.get("FEDTUNERS_OUTPUTS", "outputs")])[0])
+    chosen = [word.partition("=")[2] for word in overrides if word.startswith("outputs=")]
+    root = Path((chosen or [os.environ.get(OUTPUTS, "outputs")])[0])
     latest = root / "latest"
     return latest.resolve() if latest.exists() else None

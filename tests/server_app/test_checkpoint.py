@@ -19,7 +19,7 @@ from client_app import handlers
 from fedtuners.config import ConfigError, compose
 from server_app import checkpoint
 from server_app.checkpoint import Checkpoint, CheckpointError
-from server_app.folder import RunFolder
+from server_app.folder import FullDiskError, RunFolder
 from server_app.resume import resumed
 from server_app.run import run
 
@@ -203,6 +203,35 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(
     # Assert
     assert left == ["round-00000.safetensors", "round-00001.safetensors"]
     assert_same(whole, last)
+
+
+def test_a_disk_that_fills_between_checkpoints_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Prepare
+    words = [*SMALL, *METHODS["Fed-SB"]]
+    whole = go(words, tmp_path / "whole", "run-0")
+    append = RunFolder.append_metrics
+
+    def full(self: RunFolder, lines: list[dict[str, Any]]) -> None:
+        if any(line["round"] == 2 for line in lines):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(self, lines)
+
+    # Execute
+    monkeypatch.setattr(RunFolder, "append_metrics", full)
+    with pytest.raises(FullDiskError, match=r"No space left.*make room.*resume=.*_fed_sb$"):
+        go(words, tmp_path / "outputs", "run-1")
+    monkeypatch.setattr(RunFolder, "append_metrics", append)
+    last = go(["resume=latest"], tmp_path / "outputs", "run-2")
+
+    # Assert
+    assert_same(whole, last)
+
+
+def test_another_error_of_the_system_is_not_called_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(ConnectionRefusedError), RunFolder(tmp_path).room():
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
 
 
 @pytest.mark.parametrize(
