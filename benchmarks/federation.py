@@ -36,12 +36,13 @@ PLACES = (
     ("packing", "packing.py", "pack"),
     ("unpacking", "packing.py", "unpack"),
     ("install", "tuned.py", "install"),
-    ("aggregation", "base.py", "aggregate_train"),
+    ("aggregation", "mean.py", "add"),
 )
 
 SETTINGS = (
     "federation.rounds=6",
     "federation.clients=4",
+    "train.steps=10",
     "evaluation.every=99",
     "data.test_rows=16",
 )
@@ -102,6 +103,7 @@ def places(call: Callable[[], Any]) -> dict[str, float]:
 def main() -> None:
     """Measure and report."""
     options = parser(__doc__)
+    options.set_defaults(repeats=3)
     options.add_argument("--model", choices=("demo", "100m"), default="demo")
     options.add_argument("overrides", nargs="*", help="Hydra overrides of the run")
     parsed = options.parse_args()
@@ -130,7 +132,7 @@ def main() -> None:
             "one round": lambda: federated(1),
             "plain loop": local(config, tuned, drawn),
         }
-        seconds = interleaved(calls, parsed.repeats)
+        seconds = interleaved(calls, parsed.repeats, warm_up=0)
         spent = places(lambda: federated(6))
     whole, first, loop = (seconds[name].median for name in calls)
     note = f"{seconds['six rounds']} − {seconds['one round']} / {seconds['plain loop']}"

@@ -76,7 +76,7 @@ def start_from_gradient(gradient: Tensor, rank: int, learning_rate: float) -> St
         rank: r.
         learning_rate: η.
     """
-    U, S, Vh = truncated_svd(-learning_rate * gradient.sign(), rank)
+    U, S, Vh = truncated_svd(gradient.sign().mul_(-learning_rate), rank)
     return Start(B=U, A=Vh, S=S)
 
 
