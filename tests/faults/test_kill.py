@@ -1,15 +1,20 @@
 """kill -9 of every part of a deployment; what comes out is what would have come out without it."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from flwr.app import Message
 from services import FEDEX_LORA, ROOT, Services, assert_close, brought_up, simulated, wait_for
+
+from server_app.polling import PATIENCE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -108,6 +113,40 @@ def test_a_site_dies_in_a_round_and_takes_part_again(services: Services, tmp_pat
         return [] if lost and request.metadata.message_type == "train" else [reply]
 
     assert_close(services.run_folder, simulated(services, overrides, tmp_path, script))
+
+
+def test_a_site_that_is_back_before_it_is_missed_costs_two_minutes(services: Services) -> None:
+    # Prepare: the server looks away.
+    process = submitted(services, RUN + " federation.minimum_replies=1")
+    server = process_of(services, "flwr-serverapp")
+    os.kill(server, signal.SIGSTOP)
+
+    # Execute: a site is stopped while it works on the second round, and started again.
+    read = len(services.log("site-b"))
+    services.kill("site-b-executor")
+    os.killpg(services.running["site-b"].pid, signal.SIGTERM)
+    services.running.pop("site-b").wait(30)
+    services.start("site-b", "site-b-executor")
+    services.await_log("site-b", "SuperNode ID", after=read)
+    os.kill(server, signal.SIGCONT)
+    assert process.wait(600) == 0
+
+    # Assert: the round ended without it, long before its deadline of an hour.
+    lines = [json.loads(x) for x in (services.run_folder / "metrics.jsonl").open()]
+    second = next(line for line in lines if line["round"] == 2 and "client" not in line)
+    assert second["problems"] == {"1": "its node went away (Flower error 5)"}
+    assert PATIENCE < second["training_seconds"] < 2 * PATIENCE
+
+
+def process_of(services: Services, name: str) -> int:
+    """The process of this name that the server's executor has started."""
+    parent = services.running["server"].pid
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            own = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(own[1]) == parent and name in (folder / "cmdline").read_text():
+                return int(folder.name)
+    raise AssertionError(f"{name} does not run")
 
 
 def rounds_without(folder: Path, client: int) -> list[int]:
