@@ -10,8 +10,8 @@ from flwr.common import log
 
 from server_app.folder import RunFolder
 from server_app.track import Tracker
-from strategies.base import RoundReport
 from strategies.exchange import Traffic
+from strategies.updates import RoundReport
 
 TOLD = {"loss", "epsilon"}  # numbers of a client that are worth a curve
 

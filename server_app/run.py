@@ -27,8 +27,9 @@ from server_app.save import save_adapter
 from server_app.start import start
 from server_app.track import Tracker, make_tracker
 from strategies.aggregation import make_aggregation
-from strategies.base import AdapterStrategy, RoundReport, strategy_class
+from strategies.base import AdapterStrategy, strategy_class
 from strategies.packing import unpack
+from strategies.updates import RoundReport
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 

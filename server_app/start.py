@@ -23,11 +23,12 @@ from fedtuners.tasks import load
 from fedtuners.tuned import TunedModel
 from strategies.aggregation import Mean
 from strategies.algebra import State
-from strategies.base import AdapterStrategy, examples_of, tensors_of
+from strategies.base import AdapterStrategy
 from strategies.exchange import Exchange, TooFewRepliesError
 from strategies.messages import SKETCH, Piece, read_reply
 from strategies.packing import content_hash, manifest, pack
 from strategies.secure import CORE, RANGE, Secagg
+from strategies.updates import examples_of, tensors_of
 
 
 def start(tuned: TunedModel, strategy: AdapterStrategy, exchange: Exchange) -> None:

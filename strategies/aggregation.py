@@ -17,9 +17,10 @@ from strategies.algebra import State
 from strategies.exchange import Exchange
 from strategies.mean import StreamingMean, num_example_weights, weighted_mean
 from strategies.messages import Metrics, Reply
+from strategies.updates import Update
 
 if TYPE_CHECKING:
-    from strategies.base import AdapterStrategy, Update
+    from strategies.base import AdapterStrategy
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Mean:
         """
         return exchange.ask_in_turn(messages, round_, deadline)
 
-    def accept(self, strategy: "AdapterStrategy", reply: Reply) -> "Update":
+    def accept(self, strategy: "AdapterStrategy", reply: Reply) -> Update:
         """The update in a reply; ValueError says why it does not count.
 
         For a method that is linear in the upload its tensors are taken into the mean at once, so
@@ -65,7 +66,7 @@ class Mean:
             update.state = {}
         return update
 
-    def combine(self, strategy: "AdapterStrategy", updates: Sequence["Update"]) -> State:
+    def combine(self, strategy: "AdapterStrategy", updates: Sequence[Update]) -> State:
         """The new global trainable tensors."""
         if strategy.linear:
             mean, self.taken_in = self.taken_in, StreamingMean()
@@ -82,10 +83,8 @@ class Mean:
         return {}
 
 
-def combined(strategy: "AdapterStrategy", state: State, updates: Sequence["Update"]) -> State:
+def combined(strategy: "AdapterStrategy", state: State, updates: Sequence[Update]) -> State:
     """The method's result when the uploads have already become one state."""
-    from strategies.base import Update
-
     examples = max(1, sum(update.examples for update in updates))
     return strategy.combine([Update(-1, state, examples, {})], [1.0])
 

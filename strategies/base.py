@@ -10,7 +10,6 @@ import random
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from logging import INFO, WARNING
 from typing import ClassVar
 
@@ -26,37 +25,10 @@ from fedtuners.logs import located
 from fedtuners.tasks.metrics import LOWER_IS_BETTER
 from strategies.aggregation import Mean
 from strategies.algebra import State
-from strategies.checks import check_finite
 from strategies.exchange import Exchange, TooFewRepliesError
-from strategies.messages import DIGEST, TRAIN, Metrics, Piece, Reply, read_reply, text_hash
+from strategies.messages import DIGEST, TRAIN, Piece, Reply, read_reply, text_hash
 from strategies.packing import content_hash, manifest, pack, unpack
-
-
-@dataclass
-class Update:
-    """One client's good answer: its tensors by name, its weight, what it measured."""
-
-    client: int
-    state: State
-    examples: int
-    metrics: Metrics
-
-
-@dataclass
-class RoundReport:
-    """What an observer learns when a round is over (round 0: the start)."""
-
-    round: int
-    updates: list[Update] = field(default_factory=list)
-    problems: dict[int, str] = field(default_factory=dict)  # client → why it did not count
-    metrics: Metrics = field(default_factory=dict)  # of the evaluated global model, if it was
-    together: Metrics = field(default_factory=dict)  # of the clients as one, by the aggregation
-    train_seconds: float = 0.0  # from the first request to the combined answers
-    evaluate_seconds: float = 0.0
-    last: bool = False
-
-
-Observer = Callable[[RoundReport], None]
+from strategies.updates import Observer, RoundReport, Update, examples_of, tensors_of
 
 
 def strategy_class(config: Config) -> "type[AdapterStrategy]":
@@ -66,25 +38,6 @@ def strategy_class(config: Config) -> "type[AdapterStrategy]":
     if found is None or not issubclass(found, AdapterStrategy):
         raise ConfigError(f"strategy._target_={target} is not a strategy of strategies/")
     return found
-
-
-def tensors_of(reply: Reply, names: str) -> State:
-    """A reply's tensors: those of the manifest `names`, and finite; ValueError says why not."""
-    if reply.arrays is None:
-        raise ValueError("its reply carries no tensors")
-    if reply.extra.get("manifest") != text_hash(names):
-        raise ValueError("its tensors have other names, shapes or types than the run's")
-    state = unpack(reply.arrays, names)
-    check_finite(state)
-    return state
-
-
-def examples_of(reply: Reply) -> int:
-    """How many examples a reply stands for; ValueError if it does not say."""
-    examples = reply.metrics.get("num-examples")
-    if not isinstance(examples, int) or examples <= 0:
-        raise ValueError("its reply counts no examples")
-    return examples
 
 
 def wire_dtype(federation: FederationConfig) -> torch.dtype | None:

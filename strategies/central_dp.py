@@ -22,10 +22,11 @@ from fedtuners.privacy.secagg.primitives import KEY_BYTES, mask
 from strategies.aggregation import Mean, combined
 from strategies.algebra import State
 from strategies.messages import Metrics
+from strategies.updates import Update
 from strategies.vectors import flatten, unflatten
 
 if TYPE_CHECKING:
-    from strategies.base import AdapterStrategy, Update
+    from strategies.base import AdapterStrategy
 
 UNIT = "a client with all its rows"
 SAMPLING = "no amplification: as if every client took part in every round"
@@ -60,7 +61,7 @@ class CentralDp(Mean):
         super().check(strategy, config)
         check_client_level(config, strategy, self.delta)
 
-    def combine(self, strategy: "AdapterStrategy", updates: Sequence["Update"]) -> State:
+    def combine(self, strategy: "AdapterStrategy", updates: Sequence[Update]) -> State:
         """The global tensors plus the noisy mean of the clipped changes."""
         origin = flatten(strategy.state)
         total = torch.zeros_like(origin)

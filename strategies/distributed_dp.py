@@ -16,10 +16,11 @@ from strategies.algebra import State
 from strategies.central_dp import check_client_level, check_noise, clipped, gaussian, spent
 from strategies.messages import Metrics
 from strategies.secure import Secagg
+from strategies.updates import Update
 from strategies.vectors import flatten, unflatten
 
 if TYPE_CHECKING:
-    from strategies.base import AdapterStrategy, Update
+    from strategies.base import AdapterStrategy
 
 
 @dataclass
@@ -70,7 +71,7 @@ class DistributedDp(Secagg):
         """The global tensors and the mean change."""
         return {name: origin[name] + mean[name] for name in mean}
 
-    def combine(self, strategy: "AdapterStrategy", updates: Sequence["Update"]) -> State:
+    def combine(self, strategy: "AdapterStrategy", updates: Sequence[Update]) -> State:
         """Unmask the noisy sum, and count the round."""
         state = super().combine(strategy, updates)
         self.rounds = strategy.report.round

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from strategies.algebra import State
-from strategies.base import AdapterStrategy, Update
+from strategies.base import AdapterStrategy
 from strategies.mean import weighted_mean
+from strategies.updates import Update
 
 
 class FedAvgLora(AdapterStrategy):

@@ -14,8 +14,9 @@ import torch
 from fedtuners.adapters import Adapter, by_module
 from fedtuners.adapters.residual import LEFT, RIGHT
 from strategies.algebra import State, compress, residual
-from strategies.base import AdapterStrategy, Update
+from strategies.base import AdapterStrategy
 from strategies.mean import weighted_mean
+from strategies.updates import Update
 
 
 class FedExLora(AdapterStrategy):

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from strategies.aggregation import Mean, combined
 from strategies.algebra import State
+from strategies.updates import Update
 from strategies.vectors import flatten, unflatten
 
 if TYPE_CHECKING:
-    from strategies.base import AdapterStrategy, Update
+    from strategies.base import AdapterStrategy
 
 Vectors = NDArray[np.float64]  # shape (clients, numbers)
 
@@ -37,7 +38,7 @@ class Robust(Mean):
     def rule(self, vectors: Vectors) -> NDArray[np.float64]:
         """One vector for the clients'; ValueError when there are too few for it to protect."""
 
-    def combine(self, strategy: "AdapterStrategy", updates: Sequence["Update"]) -> State:
+    def combine(self, strategy: "AdapterStrategy", updates: Sequence[Update]) -> State:
         """The global tensors plus the rule's choice of change."""
         # Distances of changes, since those of the tensors themselves would cancel in rounding.
         origin = flatten(strategy.state)

@@ -33,10 +33,11 @@ from strategies.algebra import State
 from strategies.exchange import Exchange, TooFewRepliesError, read_client
 from strategies.messages import Metrics, Reply, read_reply, text_hash
 from strategies.packing import manifest
+from strategies.updates import Update
 from strategies.vectors import flatten, unflatten
 
 if TYPE_CHECKING:
-    from strategies.base import AdapterStrategy, Update
+    from strategies.base import AdapterStrategy
 
 KEYS, SHARES = "query.secagg_keys", "query.secagg_shares"
 CONFIRM, UNMASK = "query.secagg_confirm", "query.secagg_unmask"
@@ -99,16 +100,14 @@ class Secagg(Mean):
         self.running = SecureSum(self, exchange, round_, TRAINED, deadline)
         return self.running.collect(messages)
 
-    def accept(self, strategy: "AdapterStrategy", reply: Reply) -> "Update":
+    def accept(self, strategy: "AdapterStrategy", reply: Reply) -> Update:
         """A masked upload; its tensors mean nothing before all are added up."""
-        from strategies.base import Update
-
         assert self.running is not None
         vector = self.running.read(reply, strategy.state)
         masked = torch.from_numpy(vector.view(np.int64 if self.bits == 64 else np.int32))
         return Update(reply.client, {MASKED: masked}, 0, reply.metrics)
 
-    def combine(self, strategy: "AdapterStrategy", updates: Sequence["Update"]) -> State:
+    def combine(self, strategy: "AdapterStrategy", updates: Sequence[Update]) -> State:
         """Unmask the sum of the uploads."""
         assert self.running is not None
         vectors = {update.client: _ring(update.state[MASKED]) for update in updates}

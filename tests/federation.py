@@ -14,10 +14,11 @@ from server_app.clients import meet
 from server_app.start import start
 from strategies.aggregation import make_aggregation
 from strategies.algebra import State
-from strategies.base import AdapterStrategy, RoundReport, strategy_class
+from strategies.base import AdapterStrategy, strategy_class
 from strategies.exchange import Exchange
 from strategies.messages import TRAIN, read_reply
 from strategies.packing import unpack
+from strategies.updates import RoundReport
 
 
 def connected(

@@ -14,13 +14,14 @@ from fedtuners.adapters import Lora, LoraSb
 from fedtuners.config import ConfigError
 from fedtuners.tasks import Metric
 from strategies.algebra import State
-from strategies.base import AdapterStrategy, Update, strategy_class
+from strategies.base import AdapterStrategy, strategy_class
 from strategies.exchange import TooFewRepliesError
 from strategies.fed_sb import FedSB
 from strategies.fedavg_lora import FedAvgLora
 from strategies.fedex_lora import FedExLora
 from strategies.messages import Reply, Request, read_request
 from strategies.packing import HEADER_BYTES, pack
+from strategies.updates import Update
 
 STATE: State = {"x.lora_A": torch.ones(2, 5), "x.lora_B": torch.zeros(4, 2)}
 Made = Callable[..., Federation]

@@ -13,9 +13,9 @@ from fedtuners.adapters import LoraSb, adapter_state, by_module
 from fedtuners.tasks import collate, load, partition
 from fedtuners.tuned import TunedModel
 from strategies.algebra import State
-from strategies.base import Update
 from strategies.fed_sb import FedSB
 from strategies.messages import Request
+from strategies.updates import Update
 
 Made = Callable[..., Federation]
 
