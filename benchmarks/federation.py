@@ -133,7 +133,7 @@ def main() -> None:
             "plain loop": local(config, tuned, drawn),
         }
         seconds = interleaved(calls, parsed.repeats, warm_up=0)
-        spent = places(lambda: federated(6))
+        spent = places(lambda: federated(3))
     whole, first, loop = (seconds[name].median for name in calls)
     note = f"{seconds['six rounds']} − {seconds['one round']} / {seconds['plain loop']}"
     rows = [

@@ -74,6 +74,7 @@ def overlap(found: dict[str, Start], exact: dict[str, Start]) -> float:
 def main() -> None:
     """Measure and report."""
     options = parser(__doc__)
+    options.set_defaults(repeats=3)
     options.add_argument("--hidden", type=int, default=1024)
     options.add_argument("--layers", type=int, default=2)
     options.add_argument("--rank", type=int, default=32)
