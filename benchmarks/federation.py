@@ -103,7 +103,7 @@ def places(call: Callable[[], Any]) -> dict[str, float]:
 def main() -> None:
     """Measure and report."""
     options = parser(__doc__)
-    options.set_defaults(repeats=3)
+    options.set_defaults(repeats=2)
     options.add_argument("--model", choices=("demo", "100m"), default="demo")
     options.add_argument("overrides", nargs="*", help="Hydra overrides of the run")
     parsed = options.parse_args()
