@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,21 +124,24 @@ def idle() -> int:
 def test_the_memory_of_a_process_is_that_of_a_real_one(method: str, idle: int) -> None:
     config = compose(PROCESSES[method], CONF)
     plan, _ = examine(config, read_base(config), nodes=4)
-    program = [sys.executable, str(Path(__file__).with_name("client_process.py")), str(CONF)]
-
-    done = subprocess.run(
-        [*program, *PROCESSES[method]],
-        env=os.environ | {"PYTHONPATH": str(CONF.parent), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-
-    assert done.returncode == 0, done.stderr
     assert plan is not None
     assert plan.memory is not None
-    real = int(done.stdout.splitlines()[-1])
+
+    # The smaller of two: one run in some has a peak that is an eighth higher, by what the kernel
+    # and the heap happened to do.
+    real = min(real_peak(PROCESSES[method]), real_peak(PROCESSES[method]))
+
     assert resident(plan.memory, idle) == pytest.approx(real, rel=0.15)
     assert idle + plan.memory.peak < 0.85 * real  # the tensors alone do not tell it
+
+
+def real_peak(overrides: Sequence[str]) -> int:
+    """Bytes that a client's process held at its worst moment."""
+    program = [sys.executable, str(Path(__file__).with_name("client_process.py")), str(CONF)]
+    environment = os.environ | {"PYTHONPATH": str(CONF.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*program, *overrides], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.splitlines()[-1])
 
 
 def test_a_plan_of_70_billion_numbers_holds_none_of_them() -> None:
