@@ -8,7 +8,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid import InMemoryGrid
 
 from fedtuners.config import compose
-from server_app.polling import PollingGrid
+from server_app.polling import PATIENCE, PollingGrid
 from server_app.resume import resumed
 from server_app.run import run
 
@@ -25,5 +25,4 @@ def main(grid: Grid, context: Context) -> None:
     if config.resume is not None:
         config = resumed(config, overrides)
     simulated = isinstance(grid, InMemoryGrid)
-    waiting = PollingGrid(grid, None) if simulated else PollingGrid(grid)
-    run(config, waiting, str(context.run_id))
+    run(config, PollingGrid(grid, None if simulated else PATIENCE), str(context.run_id))

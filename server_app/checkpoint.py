@@ -32,10 +32,6 @@ KEPT = 2  # rounds
 Bytes = dict[int, dict[int, int]]  # round → client → bytes
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that could not be written; the one before it is whole."""
-
-
 class DamagedError(ValueError):
     """A checkpoint file that does not hold what was written."""
 
@@ -93,19 +89,13 @@ class Checkpoint:
                     traffic.add(now, round_, client, size)
 
     def save(self, folder: Path) -> None:
-        """Write into `folder`; raises CheckpointError when the disk does not take it."""
-        try:
-            folder.mkdir(exist_ok=True)
-            for digest, state in self.shared.items():
-                path = folder / f"{digest}.safetensors"
-                if not path.exists():
-                    write_tensors(path, state, {})
-            write_tensors(folder / _name(self.completed), self.state, self._header())
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"the checkpoint of round {self.completed} could not be written ({error}): make "
-                f"room, then go on with resume={folder.parent}"
-            ) from error
+        """Write into `folder`; OSError or SafetensorError when the disk does not take it."""
+        folder.mkdir(exist_ok=True)
+        for digest, state in self.shared.items():
+            path = folder / f"{digest}.safetensors"
+            if not path.exists():
+                write_tensors(path, state, {})
+        write_tensors(folder / _name(self.completed), self.state, self._header())
         for path in _rounds(folder)[KEPT:]:
             path.unlink(missing_ok=True)
 

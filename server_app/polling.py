@@ -73,10 +73,10 @@ class PollingGrid(Grid):
             pulled = self.pull_messages([*waiting, *greeted])
             came = {answer.metadata.reply_to_message_id: answer for answer in pulled}
             answers += [answer for key, answer in came.items() if key in waiting]
-            waiting = {key: message for key, message in waiting.items() if key not in came}
             # Found at the last look: an answer that came beside the greeting's has been seen now.
-            answers += [_error(message) for key, message in waiting.items() if key in lost]
-            waiting = {key: message for key, message in waiting.items() if key not in lost}
+            answers += [_error(waiting[key]) for key in lost & waiting.keys() - came.keys()]
+            over = lost | came.keys()
+            waiting = {key: message for key, message in waiting.items() if key not in over}
             lost = {greeted.pop(key) for key in came if key in greeted}
             waited = time.monotonic() - started
             if not waiting or (timeout is not None and waited >= timeout):

@@ -38,7 +38,7 @@ def main(parsed: argparse.Namespace) -> int:
     """Check, start the run, follow its log, print the table; returns the exit code."""
     overrides = list(parsed.overrides)
     conf, local = enter(parsed.app), is_local(parsed.connection)
-    if local and OUTPUTS in os.environ and not any(w.startswith("outputs=") for w in overrides):
+    if local and OUTPUTS in os.environ and not _outputs(overrides):
         # A SuperLink of an earlier run serves this one, with the environment of that.
         overrides.append(f"outputs={os.environ[OUTPUTS]}")
     config = check(overrides, conf, here=local)
@@ -51,10 +51,7 @@ def main(parsed: argparse.Namespace) -> int:
     failed = follow([*command, *run_config], config.federation.rounds)
     if failed:
         return failed
-    listed = subprocess.run(
-        [flwr, "ls", *connection, "--format", "json"], capture_output=True, text=True, check=True
-    )
-    newest = json.loads(listed.stdout)["runs"][0]
+    newest = _newest([flwr, "ls", *connection, "--format", "json"])
     if newest["status"] != "finished:completed":
         print(f"run {newest['run-id']} {newest['status']}: {newest.get('status-details', '')}")
         return 1
@@ -63,12 +60,7 @@ def main(parsed: argparse.Namespace) -> int:
         print("the run finished without a run folder on this machine: it is the server's")
         return 0 if parsed.connection else 1
     show(folder)
-    counted = newest["network-traffic"]
-    if counted["total-bytes"]:  # none in a simulation
-        print(
-            f"Flower counted {counted['inbound-bytes']:,} bytes from the sites and "
-            f"{counted['outbound-bytes']:,} to them, envelopes included"
-        )
+    show_traffic(newest["network-traffic"])
     return 0
 
 
@@ -93,6 +85,15 @@ def show(folder: Path, console: Console | None = None) -> None:
         f"evaluation {seconds['evaluation']:.1f}"
     )
     console.print(f"run folder: {folder}", soft_wrap=True)
+
+
+def show_traffic(counted: dict[str, int]) -> None:
+    """Print what Flower counted, which in a simulation is nothing."""
+    if counted["total-bytes"]:
+        print(
+            f"Flower counted {counted['inbound-bytes']:,} bytes from the sites and "
+            f"{counted['outbound-bytes']:,} to them, envelopes included"
+        )
 
 
 def table(summary: dict[str, Any], lines: list[dict[str, Any]]) -> Table:
@@ -126,6 +127,13 @@ def is_local(connection: str) -> bool:
     return bool(chosen.get("address", ":local:") == ":local:")
 
 
+def _newest(command: Sequence[str]) -> dict[str, Any]:
+    """What Flower says of the run that was started last."""
+    listed = subprocess.run(command, capture_output=True, text=True, check=True)
+    newest: dict[str, Any] = json.loads(listed.stdout)["runs"][0]
+    return newest
+
+
 def _stamp(folder: Path | None) -> tuple[Path | None, int]:
     """Changes when a run writes its summary, be it into a new folder or a resumed one."""
     summary = folder / "summary.json" if folder else Path()
@@ -134,7 +142,11 @@ def _stamp(folder: Path | None) -> tuple[Path | None, int]:
 
 def _latest(overrides: Sequence[str]) -> Path | None:
     """The newest run folder, where the server of a local run writes it."""
-    chosen = [word.partition("=")[2] for word in overrides if word.startswith("outputs=")]
-    root = Path((chosen or [os.environ.get(OUTPUTS, "outputs")])[0])
-    latest = root / "latest"
+    latest = Path(_outputs(overrides) or os.environ.get(OUTPUTS, "outputs"), "latest")
     return latest.resolve() if latest.exists() else None
+
+
+def _outputs(overrides: Sequence[str]) -> str | None:
+    """The folder of all run folders that the overrides name."""
+    chosen = [word.partition("=")[2] for word in overrides if word.startswith("outputs=")]
+    return chosen[-1] if chosen else None

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from client_app import handlers
 from fedtuners.config import ConfigError, compose
 from server_app import checkpoint
-from server_app.checkpoint import Checkpoint, CheckpointError
+from server_app.checkpoint import Checkpoint
 from server_app.folder import FullDiskError, RunFolder
 from server_app.resume import resumed
 from server_app.run import run
@@ -181,9 +181,6 @@ def test_no_checkpoint_left_is_said_in_a_sentence(stopped: Path) -> None:
 def test_a_full_disk_leaves_the_earlier_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Prepare
-    words = [*SMALL, *METHODS["Fed-SB"]]
-    whole = go(words, tmp_path / "whole", "run-0")
     write = checkpoint.save_file
 
     def full(state: Any, path: Path, header: dict[str, str]) -> None:
@@ -192,25 +189,20 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(
             raise OSError(errno.ENOSPC, "No space left on device")
         write(state, path, header)
 
-    # Execute
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(CheckpointError, match=r"round 2 could not .*No space left.*resume="):
-        go(words, tmp_path / "outputs", "run-1")
-    monkeypatch.setattr(checkpoint, "save_file", write)
+    whole = go([*SMALL, *METHODS["Fed-SB"]], tmp_path / "whole", "run-0")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        filled(tmp_path / "outputs")
     left = sorted(path.name for path in (tmp_path / "outputs/latest/checkpoint").glob("round-*"))
     last = go(["resume=latest"], tmp_path / "outputs", "run-2")
 
-    # Assert
     assert left == ["round-00000.safetensors", "round-00001.safetensors"]
     assert_same(whole, last)
 
 
-def test_a_disk_that_fills_between_checkpoints_is_one_sentence(
+def test_a_disk_that_fills_between_checkpoints_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Prepare
-    words = [*SMALL, *METHODS["Fed-SB"]]
-    whole = go(words, tmp_path / "whole", "run-0")
     append = RunFolder.append_metrics
 
     def full(self: RunFolder, lines: list[dict[str, Any]]) -> None:
@@ -218,15 +210,19 @@ def test_a_disk_that_fills_between_checkpoints_is_one_sentence(
             raise OSError(errno.ENOSPC, "No space left on device")
         append(self, lines)
 
-    # Execute
-    monkeypatch.setattr(RunFolder, "append_metrics", full)
-    with pytest.raises(FullDiskError, match=r"No space left.*make room.*resume=.*_fed_sb$"):
-        go(words, tmp_path / "outputs", "run-1")
-    monkeypatch.setattr(RunFolder, "append_metrics", append)
+    whole = go([*SMALL, *METHODS["Fed-SB"]], tmp_path / "whole", "run-0")
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "append_metrics", full)
+        filled(tmp_path / "outputs")
     last = go(["resume=latest"], tmp_path / "outputs", "run-2")
 
-    # Assert
     assert_same(whole, last)
+
+
+def filled(outputs: Path) -> None:
+    """A run whose disk fills on the way: one sentence that says how to go on."""
+    with pytest.raises(FullDiskError, match=r"No space left.*make room.*resume=.*_fed_sb$"):
+        go([*SMALL, *METHODS["Fed-SB"]], outputs, "run-1")
 
 
 def test_another_error_of_the_system_is_not_called_a_full_disk(tmp_path: Path) -> None:
