@@ -12,6 +12,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+QUESTIONS = ("hello", "sketch", "secagg_keys", "secagg_shares", "secagg_confirm", "secagg_unmask")
 BUNDLE = str(Path(__file__).resolve().parent.parent)
 
 
@@ -35,9 +36,6 @@ def _answer(bundle: str) -> Callable[[Message, Context], Message]:
 
 
 app = ClientApp()
-app.query("hello")(_answer(BUNDLE))
-app.query("sketch")(_answer(BUNDLE))
-app.query("secagg_keys")(_answer(BUNDLE))
-app.query("secagg_shares")(_answer(BUNDLE))
-app.query("secagg_unmask")(_answer(BUNDLE))
 app.train()(_answer(BUNDLE))
+for question in QUESTIONS:
+    app.query(question)(_answer(BUNDLE))

@@ -10,7 +10,7 @@ protects against and what not is in docs/secure-aggregation.md.
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from logging import WARNING
+from logging import INFO, WARNING
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -160,6 +160,8 @@ class SecureSum:
         announced = self._stage(KEYS, {client: {} for client in requests}, needed)
         session = session_name(self.exchange.run, self.round, self.purpose)
         self.roster = Roster.read(session, needed, [a["keys"] for a in announced.values()])
+        found, kind = len(self.roster.clients), "signed" if self.roster.signed else "not signed"
+        log(INFO, "round %s: a secure sum of %s clients, keys %s", self.round, found, kind)
         about = {"roster": self.roster.entries(), "threshold": needed}
         sealed = self._stage(SHARES, dict.fromkeys(self.roster.clients, about), needed)
         self.sharers = sorted(sealed)

@@ -1,4 +1,4 @@
-"""A Flower grid without processes: requests go straight to the client's handlers.
+"""A Flower grid without processes: requests go straight to the ClientApp that Flower loads.
 
 The same messages, records and refusals as in a simulation, in milliseconds. `script` may lose,
 delay, repeat or falsify answers; `client` may be another client than ours, such as a `puppet`,
@@ -10,7 +10,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
-from client_app import handlers
+from client_app.app import app
 from server_app.local import InProcessGrid
 from strategies.algebra import State
 from strategies.messages import Reply, Request, read_request, text_hash
@@ -28,7 +28,7 @@ class LocalGrid(InProcessGrid):
         nodes: int = 2,
         configs: dict[int, dict[str, str | int]] | None = None,
         script: Script | None = None,
-        client: Client = handlers.answer,
+        client: Client = app,
     ) -> None:
         super().__init__(nodes, client)
         self.configs |= configs or {}

@@ -56,7 +56,7 @@ def main(parsed: argparse.Namespace) -> int:
 
 
 def init(folder: Path, hosts: list[str], sites: list[str]) -> None:
-    """Make a CA, the server's certificate, the executors' secrets and every site's key.
+    """Make a CA, the server's certificate, the executors' secrets, every site's key and its peers'.
 
     Raises
     ------
@@ -83,9 +83,10 @@ def init(folder: Path, hosts: list[str], sites: list[str]) -> None:
     readable = {"server/ca.crt": public, "server/server.crt": chain}
     hidden = {"ca.key": private(ca_key), "server/server.key": private(server_key)}
     hidden["server/executor.secret"] = secrets.token_bytes(SECRET_BYTES)
-    for site in sites:
-        key = ec.generate_private_key(ec.SECP384R1())
-        readable[f"sites/{site}/ca.crt"] = public
+    keys = {site: ec.generate_private_key(ec.SECP384R1()) for site in sites}
+    peers = b"".join(openssh(key) + f" {site}\n".encode() for site, key in keys.items())
+    for site, key in keys.items():
+        readable |= {f"sites/{site}/ca.crt": public, f"sites/{site}/peers.pub": peers}
         readable[f"server/nodes/{site}.pub"] = openssh(key)
         hidden[f"sites/{site}/node.key"] = private(key, serialization.PrivateFormat.OpenSSH)
         hidden[f"sites/{site}/executor.secret"] = secrets.token_bytes(SECRET_BYTES)

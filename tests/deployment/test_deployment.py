@@ -23,6 +23,7 @@ from services import (
 )
 
 from fedtuners.cli.federation import private
+from strategies.secure import CONFIRM
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -61,6 +62,37 @@ def test_the_result_is_that_of_a_simulation(
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("Flower counted")]
     flowers = sum(int(number.replace(",", "")) for number in re.findall(r"[\d,]{4,}", line))
     assert ours < flowers < 1.05 * ours + 200_000, (ours, line)
+
+
+def test_a_signed_secure_sum_over_the_network_is_the_plain_one(
+    services: Services, tmp_path: Path
+) -> None:
+    # Execute: a start from the clients' sketches and one round, three sums in all.
+    method = f"{FED_SB} federation.rounds=1"
+    done = services.once("submit", FEDTUNERS_RUN=f"{method} aggregation=secagg")
+
+    # Assert
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("a secure sum of 2 clients, keys signed") == 3
+    for site in ("site-a", "site-b"):
+        assert services.log(site).count(f"Receiving: {CONFIRM}") == 3
+    # The sums' rounding, magnified by the decomposition of the sketches.
+    reference = simulated(services, method, tmp_path / "simulated")
+    assert_close(services.run_folder, reference, atol=1e-5)
+
+
+def test_a_sites_rows_have_one_budget_for_all_private_runs(services: Services) -> None:
+    """The first run spends it; the second is told so, and nobody's rows are read for it."""
+    method = f"{FED_SB} adapter.init=weights federation.rounds=1 privacy=example"
+
+    done = services.once("submit", FEDTUNERS_RUN=method)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads((services.run_folder / "summary.json").read_text())["privacy"]
+    assert 2.9 < told["epsilon"] <= 3
+    again = services.once("submit", FEDTUNERS_RUN=method)
+    assert again.returncode == 1
+    assert "privacy budget spent: these rows have cost ε 2.99" in again.stdout + again.stderr
 
 
 def loads(services: Services, site: str) -> int:

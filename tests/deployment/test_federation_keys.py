@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 
 from fedtuners.cli import federation
 from fedtuners.cli.main import main
+from fedtuners.privacy.secagg import Signer, Trusted
 
 SITES = ["site-a", "site-b"]
 
@@ -23,7 +24,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_site_gets_what_it_needs_and_no_more(folder: Path) -> None:
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    own = {f"sites/{s}/{f}" for s in SITES for f in ("ca.crt", "node.key", "executor.secret")}
+    own = {
+        f"sites/{site}/{name}"
+        for site in SITES
+        for name in ("ca.crt", "node.key", "peers.pub", "executor.secret")
+    }
     server = {"ca.crt", "server.crt", "server.key", "executor.secret"}
     server |= {f"nodes/{site}.pub" for site in SITES}
     assert files == own | {f"server/{name}" for name in server} | {"ca.key"}
@@ -74,6 +79,13 @@ def test_a_node_key_is_what_flower_takes(folder: Path) -> None:
     public = load_ssh_public_key((folder / "server/nodes/site-a.pub").read_bytes())
     assert key.public_key() == public
     assert key.curve.name == "secp384r1"  # type: ignore[union-attr]
+
+
+def test_a_site_knows_the_keys_of_all_and_whose_each_is(folder: Path) -> None:
+    peers = folder / "sites/site-b/peers.pub"
+    signers = {Signer.load(folder / f"sites/{site}/node.key").name for site in SITES}
+    assert Trusted.load(peers).keys == signers
+    assert [line.split()[-1] for line in peers.read_text().splitlines()] == SITES
 
 
 def test_every_secret_is_another(folder: Path) -> None:
