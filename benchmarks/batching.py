@@ -1,9 +1,11 @@
 """Training on rows of real lengths: padded as drawn, cut by micro-batch, grouped by length.
 
+    python -m benchmarks.batching
     FEDTUNERS_DATA=<folder with gsm8k/train.jsonl> python -m benchmarks.batching
 
-GSM8K where it is found, else the embedded commands. Micro-batches hold the same examples as their
-batch, sorted and cut to their own longest; grouping draws batches of similar lengths.
+The embedded model's commands, or GSM8K where its folder is named. Micro-batches hold the same
+examples as their batch, sorted and cut to their own longest; grouping draws batches of similar
+lengths.
 """
 
 import json
@@ -25,9 +27,9 @@ from fedtuners.training import train
 
 
 def rows_of(count: int) -> tuple[str, Task, list[Mapping[str, Any]]]:
-    """(name, task, rows): GSM8K's solved problems, or commands."""
-    path = Path(os.environ.get("FEDTUNERS_DATA", "data")) / "gsm8k" / "train.jsonl"
-    if path.exists():
+    """(name, task, rows): commands, or GSM8K's solved problems where FEDTUNERS_DATA has them."""
+    if folder := os.environ.get("FEDTUNERS_DATA"):
+        path = Path(folder) / "gsm8k" / "train.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines()[:count]
         config = DataConfig(prompt="{question}\n", response="{answer}", max_length=768)
         return "gsm8k", make_task(config), [json.loads(line) for line in lines]
@@ -107,7 +109,7 @@ def main() -> None:
                 f"{key}: tokens a second", speed[key], speed["as drawn"], "", aim, str(seconds[key])
             ),
         ]
-    report("batching", result, {"data": name, **vars(parsed)}, parsed.json)
+    report(f"batching_{name}", result, vars(parsed), parsed.json)
 
 
 if __name__ == "__main__":

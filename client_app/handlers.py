@@ -122,7 +122,8 @@ class Client:
         if text is None or lost:
             config_too = [self.request.config] if text is None else []
             return self._reply(status=MISSING, missing=[*config_too, *lost])
-        config = self.site.apply(_config(text))
+        self.asked = _config(text)
+        config = self.site.apply(self.asked)
         self.site.check_privacy(config)
         self.secure = secure_client(config, self.request, self.site, self.store.folder)
         if kind == HELLO:
@@ -208,7 +209,8 @@ class Client:
         """This client's rows behind their ledger: a site's own have one budget for all runs."""
         book = "" if self.site.data else self.request.run
         limit = self.site.epsilon
-        return PrivateClient(config, tuned, self._rows(config), self.site.folder, book, limit)
+        rows, folder = self._rows(config), self.site.folder
+        return PrivateClient(config, self.asked, tuned, rows, folder, book, limit)
 
     def _rows(self, config: Config) -> Dataset:
         """This client's training rows: its own, or its part of the run's."""

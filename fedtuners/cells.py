@@ -24,6 +24,8 @@ def cells(over: Sequence[str], cases: Sequence[str] = ()) -> list[Cell]:
     """
     for word in over:
         key, _, values = word.partition("=")
+        if set("[]{}") & set(values):
+            raise ValueError(f"--over {word}: a list is not cut at its commas; use --case for each")
         if not key or not all(values.split(",")):
             raise ValueError(f"--over {word}: write key=first,second")
     for word in (word for case in cases for word in case.split() or [case]):
@@ -62,10 +64,13 @@ def _kind(word: str) -> str:
 
 
 def label(words: Cell) -> str:
-    """Words as people say them: `strategy=fed_sb adapter.rank=8` is `fed_sb rank=8`."""
+    """Words as people say them: `strategy=fed_sb adapter.rank=8` is `fed_sb rank=8`.
+
+    Of what stands before a dot only `adapter` goes: `train.batch_size` is not `start.batch_size`.
+    """
     short = []
     for word in words:
         key, _, value = word.partition("=")
-        last = key.rpartition(".")[2]
-        short.append(value if key in ("strategy", "adapter", "partition") else f"{last}={value}")
+        named = f"{key.removeprefix('adapter.')}={value}"
+        short.append(value if key in ("strategy", "adapter", "partition") else named)
     return " ".join(short) or "all"

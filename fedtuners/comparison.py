@@ -87,16 +87,14 @@ def parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 def _numbers(values: Sequence[Any]) -> list[Any]:
     """Words as numbers where all are, the empty ones as None; anything else as it is."""
+    if not all(isinstance(value, str) for value in values):
+        return list(values)
     for number in (int, float):
         try:
-            return [number(v) if v else None for v in values] if _words(values) else list(values)
+            return [number(value) if value else None for value in values]
         except ValueError:
             continue
     return [value or None for value in values]
-
-
-def _words(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)
 
 
 def settings(runs: Runs) -> Settings:

@@ -24,7 +24,7 @@ from fedtuners.config import Config, ConfigError
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class FullDiskError(RuntimeError):
+class FullDiskError(OSError):
     """The disk took no more of a run's results."""
 
 

@@ -23,6 +23,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,27 +44,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--over", action="append", default=[], metavar="KEY=A,B", help=vary)
     parser.add_argument("--case", action="append", default=[], metavar='"KEY=A …"', help=case)
     parser.add_argument("--baselines", action="store_true", help="also alone and centralised")
-    parser.add_argument("--bytes", type=float, metavar="N", help="rounds as N bytes in all allow")
+    parser.add_argument("--bytes", type=size, metavar="N", help="rounds as N bytes in all allow")
     within = "also the last scores within so many bytes"
     parser.add_argument("--within", type=sizes, default=[], metavar="N,N", help=within)
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="(comparison)")
     add_app(parser)
 
 
+def size(text: str) -> float:
+    """A number of bytes, `2e6`."""
+    if not 0 < float(text) < inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number of bytes above 0")
+    return float(text)
+
+
 def sizes(text: str) -> list[float]:
     """The numbers of bytes in `2e6,8e6`."""
-    return [float(word) for word in text.split(",")]
+    return [size(word) for word in text.split(",")]
 
 
 def main(parsed: argparse.Namespace) -> int:
     """Run what is missing, write the tables and the page; returns the exit code."""
     conf = enter(parsed.app)
-    from fedtuners.cells import cells, with_baselines
+    from fedtuners.cells import baseline_of, cells, with_baselines
 
     if not parsed.over and not parsed.case:
         raise ValueError("nothing to compare: give --over key=first,second or --case")
     found = cells(parsed.over, parsed.case)
     found = with_baselines(found) if parsed.baselines else found
+    if parsed.bytes is not None and any(map(baseline_of, found)):
+        raise ValueError("a baseline sends no bytes that --bytes could count: use --within instead")
     out = parsed.out.expanduser().absolute()
     check_writable(out / "runs")
     configs, left_out = planned(found, parsed.overrides, conf, parsed.bytes, out / "runs")
@@ -107,7 +117,10 @@ def planned(
         words = [word for word in (*shared, *cell) if word != f"strategy={baseline}"]
         try:
             config = replace(compose(words, conf), outputs=str(runs / slug(cell)))
-            configs[cell] = config if baseline else budgeted(config, budget)
+            if baseline is None:
+                one = bytes_of(config, 1)  # also finds out what cannot run
+                config = config if budget is None else budgeted(config, one, budget)
+            configs[cell] = config
         except ValueError as error:
             left_out[cell] = str(error)
     return configs, left_out
@@ -118,28 +131,25 @@ def slug(cell: "Cell") -> str:
     return "".join(c if c.isalnum() or c in "=._-" else "_" for c in ",".join(cell))
 
 
-def budgeted(config: "Config", budget: float | None) -> "Config":
-    """The configuration, with as many rounds as the budget allows. Raises ValueError."""
+def budgeted(config: "Config", one: int, budget: float) -> "Config":
+    """The configuration with as many rounds as the budget allows, where one round takes `one`."""
+    if one > budget:
+        raise ValueError(f"one round takes {one:,} bytes, more than --bytes {budget:,.0f}")
+    rounds = largest(lambda rounds: bytes_of(config, rounds) <= budget)
+    return replace(config, federation=replace(config.federation, rounds=rounds))
+
+
+def bytes_of(config: "Config", rounds: int) -> int:
+    """What so many rounds send in all; ValueError says why they cannot run."""
     from fedtuners.cli.plan import examine
     from fedtuners.planning import read_base
 
-    base, nodes = read_base(config), config.federation.clients
-
-    def with_rounds(rounds: int) -> "Config":
-        return replace(config, federation=replace(config.federation, rounds=rounds))
-
-    def total(rounds: int) -> int:
-        plan, problems = examine(with_rounds(rounds), base, nodes, memory=False)
-        if plan is None or problems:
-            raise ValueError("; ".join(problems))
-        return plan.bytes["total"]
-
-    one = total(1)
-    if budget is None:
-        return config
-    if one > budget:
-        raise ValueError(f"one round takes {one:,} bytes, more than --bytes {budget:,.0f}")
-    return with_rounds(largest(lambda rounds: total(rounds) <= budget))
+    planned = replace(config, federation=replace(config.federation, rounds=rounds))
+    plan, problems = examine(planned, read_base(config), config.federation.clients, memory=False)
+    if plan is None or problems:
+        raise ValueError("; ".join(problems))
+    total: int = plan.bytes["total"]
+    return total
 
 
 def largest(fits: Callable[[int], bool]) -> int:

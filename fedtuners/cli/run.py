@@ -44,11 +44,9 @@ def main(parsed: argparse.Namespace) -> int:
     config = check(overrides, conf, here=local)
     flwr = str(Path(sys.executable).with_name("flwr"))
     connection = [parsed.connection] if parsed.connection else []
-    words = shlex.join(overrides).replace('"', '\\"')
-    command = [flwr, "run", parsed.app, *connection, "--stream"]
+    command = [flwr, "run", parsed.app, *connection, "--stream", "--run-config"]
     before = _stamp(_latest(overrides))
-    run_config = ["--run-config", f'overrides="{words}"']
-    failed = follow([*command, *run_config], config.federation.rounds)
+    failed = follow([*command, run_config(overrides)], config.federation.rounds)
     if failed:
         return failed
     newest = _newest([flwr, "ls", *connection, "--format", "json"])
@@ -62,6 +60,12 @@ def main(parsed: argparse.Namespace) -> int:
     show(folder)
     show_traffic(newest["network-traffic"])
     return 0
+
+
+def run_config(overrides: Sequence[str]) -> str:
+    """The overrides as Flower's --run-config, whose TOML strings end at the first quote."""
+    text = shlex.join(overrides).replace("\\", "\\\\")
+    return 'overrides="' + text.replace('"', "\\u0022").replace("\n", "\\n") + '"'
 
 
 def show(folder: Path, console: Console | None = None) -> None:

@@ -7,7 +7,7 @@ on the disk, enter that it may leave, and only then give it away.
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class PrivateClient:
 
     Attributes:
         config: as this site executes it.
+        asked: as the run has it. By this, with what is installed, a question is known again.
         tuned: the loaded model.
         rows: the client's training rows.
         folder: the site's state.
@@ -46,6 +47,7 @@ class PrivateClient:
     """
 
     config: Config
+    asked: Config
     tuned: TunedModel
     rows: Any
     folder: Path
@@ -173,11 +175,12 @@ class PrivateClient:
 
     def _digest(self, question: Iterable[str]) -> str:
         """A name for a question: equal ones have one answer."""
-        config = self.config
-        sections = (config.model, config.data, config.train, config.start, config.privacy)
+        asked = self.asked
+        training = replace(asked.train, micro_batch=None)  # memory alone: it may change on the way
+        sections = (asked.model, asked.data, training, asked.start, asked.privacy)
         settings = [asdict(section) for section in sections]
-        settings += [dict(config.adapter), dict(config.strategy)]
-        text = json.dumps([*question, settings, config.seed], sort_keys=True, default=str)
+        settings += [dict(asked.adapter), dict(asked.strategy)]
+        text = json.dumps([*question, settings, asked.seed], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

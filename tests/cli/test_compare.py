@@ -1,9 +1,11 @@
 """A comparison runs each combination once, keeps to its bytes, and says what it left out."""
 
 import csv
+import errno
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyarrow import parquet
@@ -19,6 +21,7 @@ from fedtuners.config import compose
 from fedtuners.paired import paired
 from fedtuners.plots import bars, figure
 from fedtuners.results import Run, read_run
+from server_app.folder import RunFolder
 
 Verb = Callable[..., tuple[int, str, str]]
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -53,7 +56,7 @@ def test_runs_once_resumes_and_names_what_cannot_run(
 
 @pytest.fixture(scope="module")
 def compared(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A comparison of two cases, two splits and three seeds with both baselines."""
+    """A comparison of two cases, two splits and two seeds with both baselines."""
     from fedtuners.cli.main import main
 
     out = tmp_path_factory.mktemp("compared") / "out"
@@ -170,7 +173,8 @@ def test_words_are_seed_method_or_setting() -> None:
 
     assert part(cell, "seed") == ("seed=1",)
     assert label(part(cell, "method")) == "fed_sb rank=8"
-    assert label(part(cell, "setting")) == "alpha=0.1 data=gsm8k"
+    assert label(part(cell, "setting")) == "partition.alpha=0.1 data=gsm8k"
+    assert label(("train.batch_size=8",)) != label(("start.batch_size=8",))
     assert with_baselines([("strategy=a", "seed=0"), ("strategy=b", "seed=0")])[2:] == [
         ("strategy=alone", "seed=0"),
         ("strategy=centralised", "seed=0"),
@@ -266,6 +270,9 @@ def test_markdown_tables_have_their_lines() -> None:
         (["--over", "train.steps=many"], "train.steps"),
         (["--case", "strategy"], "write key=value"),
         (["--over", "seed=0", "--bytes", "10"], "none of the combinations"),
+        (["--over", "seed=0", "--bytes", "9e9", "--baselines"], "a baseline sends no bytes"),
+        (["--over", "strategy=alone,fed_sb", "--bytes", "9e9"], "use --within instead"),
+        (["--over", "data.labels=[a,b]"], "use --case for each"),
         (["--over", "seed=0,1", "data=/no/rows.jsonl", "data.max_length=64"], "/no/rows.jsonl"),
         ([], "--over"),
     ],
@@ -279,6 +286,38 @@ def test_wrong_input_is_refused(
     assert sentence in err
     assert len(err.strip().splitlines()) == 1
     assert not (tmp_path / "out" / "results.csv").exists()
+
+
+@pytest.mark.parametrize("budget", ["inf", "nan", "0", "-5"])
+@pytest.mark.parametrize("option", ["--bytes", "--within"])
+def test_no_number_of_bytes_is_refused(
+    capsys: pytest.CaptureFixture[str], option: str, budget: str
+) -> None:
+    from fedtuners.cli.main import main
+
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", "--over", "seed=0", f"{option}={budget}"])
+
+    assert stopped.value.code == 2
+    assert f"{budget} is no number of bytes above 0" in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_a_comparison_at_once(
+    tiny: Path, verb: Verb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    def full(self: RunFolder, lines: list[dict[str, Any]]) -> None:
+        begun.append(self.path)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RunFolder, "append_metrics", full)
+    chosen = words(tiny, "strategy=fedavg_lora", "adapter=lora")
+    code, _, err = verb("compare", "--over", "seed=0,1", *chosen, "--out", tmp_path / "out")
+
+    assert code != 0
+    assert "make room" in err
+    assert len(begun) == 1
 
 
 def test_an_empty_file_is_one_sentence_and_earlier_results_stay(
