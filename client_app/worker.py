@@ -121,7 +121,7 @@ class Address:
                     self.key,
                     str(self.idle),
                 ],
-                env=os.environ | {"PYTHONPATH": f"{BUNDLE}:{os.environ.get('PYTHONPATH', '')}"},
+                env=os.environ | {"PYTHONPATH": search_path()},
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=log_file,
@@ -134,6 +134,11 @@ class Address:
                 return connection
             time.sleep(0.05)
         raise SiteError(f"the site's worker did not start: see {self.log.name} in its state folder")
+
+
+def search_path() -> str:
+    """The bundle before what was there; an empty part would be the folder it was started in."""
+    return os.pathsep.join(filter(None, [str(BUNDLE), os.environ.get("PYTHONPATH")]))
 
 
 @contextmanager

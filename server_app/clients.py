@@ -14,22 +14,30 @@ from strategies.messages import HELLO, Reply, read_reply
 POLL = 0.5  # seconds between looks at the list of nodes
 
 
-def meet(grid: Grid, run: str, config: Config, text: str, sites: Sequence[str] = ()) -> Exchange:
+def meet(
+    grid: Grid, run: str, config: Config, text: str, sites: Sequence[str] | None = None
+) -> Exchange:
     """Wait for the nodes, greet them, and return the exchange with the numbered clients.
 
     Nodes with data of their own are a client each, in the order of their names. Otherwise the
     run's data is dealt to `federation.clients` clients, which the nodes answer for in turn.
-    `sites` are those of a run that goes on: each keeps its number, whoever is absent.
+    `sites` are those of a run that goes on: each keeps its number, whoever is absent. A node may
+    still be at work on what that run asked last, and answers a greeting after it.
 
     Raises
     ------
     TooFewRepliesError
         If too few nodes come in time, or a node says it cannot take part.
     """
+    wait = config.federation.wait
+    if sites is not None:
+        wait = max(wait, config.federation.deadline)
+        log(INFO, "greeting the nodes: one that is still at work on its last round answers later")
+    sites = sites or ()
     nodes = wait_for_nodes(grid, config, len(sites))
     exchange = Exchange.create(grid, run, dict(enumerate(nodes)), text)
     messages = [exchange.message(HELLO, client, 0) for client in exchange.nodes]
-    answers, problems = exchange.ask(messages, 0, config.federation.wait)
+    answers, problems = exchange.ask(messages, 0, wait)
     if problems:
         reasons = "; ".join(f"node {nodes[client]}: {why}" for client, why in problems.items())
         if len(answers) < config.federation.minimum_nodes:

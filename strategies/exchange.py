@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from logging import INFO, WARNING
 from typing import Any
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import DEFAULT_TTL, ArrayRecord, Message, RecordDict
 from flwr.common import log
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
@@ -180,11 +180,13 @@ class Exchange:
     def _send(
         self, sent: dict[int, Message], round_: int, until: float
     ) -> tuple[dict[int, tuple[Reply, Message]], dict[int, str]]:
+        left = max(until - time.monotonic(), 0.1)
         for client, message in sent.items():
             self._count_down(round_, client, message)
-        answers = self.grid.send_and_receive(
-            list(sent.values()), timeout=max(until - time.monotonic(), 0.1)
-        )
+            # Flower forgets a message after half a day; a round may last longer.
+            age = time.time() - message.metadata.created_at
+            message.metadata.ttl = max(DEFAULT_TTL, age + left)
+        answers = self.grid.send_and_receive(list(sent.values()), timeout=left)
         asked = {message.metadata.message_id: client for client, message in sent.items()}
         replies: dict[int, tuple[Reply, Message]] = {}
         problems: dict[int, str] = {}

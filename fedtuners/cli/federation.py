@@ -26,6 +26,11 @@ SECRET_BYTES = 32
 CONTROL_PORT = 8000
 PATIENCE = 60.0  # seconds for a SuperLink to come up
 LOOPBACK = ("localhost", "127.0.0.1")
+USES = (
+    *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment"),
+    *("key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
+)
+_SIGNS_CERTIFICATES = x509.KeyUsage(**{use: use == "key_cert_sign" for use in USES})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,8 +52,10 @@ def main(parsed: argparse.Namespace) -> int:
     if parsed.action == "admit":
         return admit(parsed.folder, parsed.connection)
     if parsed.keep and (parsed.folder / "ca.key").exists():
+        connect(parsed.folder, parsed.connection, parsed.control)
         print(f"{parsed.folder} holds keys already: they stay")
         return 0
+    connection(parsed.folder, parsed.connection, parsed.control)  # refuses before keys are made
     init(parsed.folder, parsed.host, parsed.sites)
     connect(parsed.folder, parsed.connection, parsed.control)
     print(f"{parsed.folder}: server/ stays here; sites/<name>/ goes to each site, by a safe way")
@@ -114,6 +121,8 @@ def certificate(
             x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(authority), False
         )
     )
+    if issuer is None:
+        builder = builder.add_extension(_SIGNS_CERTIFICATES, critical=True)
     if hosts:
         builder = builder.add_extension(x509.SubjectAlternativeName(map(_host, hosts)), False)
     return builder.sign(signer, hashes.SHA384())
@@ -171,16 +180,22 @@ def write(path: Path, content: bytes, mode: int, written: list[Path]) -> None:
 
 def connect(folder: Path, name: str, address: str) -> None:
     """Add the connection to Flower's config.toml ($FLWR_HOME); ValueError if the name is taken."""
+    path, text = connection(folder, name, address)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def connection(folder: Path, name: str, address: str) -> tuple[Path, str]:
+    """Flower's config.toml, and its text with the connection in it."""
     path = Path(os.environ.get("FLWR_HOME", "~/.flwr")).expanduser() / "config.toml"
     text = path.read_text(encoding="utf-8") if path.exists() else '[superlink]\ndefault = "local"\n'
     root = (folder / "server" / "ca.crt").absolute()
     entry = f'[superlink.{name}]\naddress = "{address}"\nroot-certificates = "{root}"\n'
     if entry in text:
-        return
+        return path, text
     if f"[superlink.{name}]" in text:
         raise ValueError(f"{path} has a connection '{name}' already: choose another --connection")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{text.rstrip()}\n\n{entry}", encoding="utf-8")
+    return path, f"{text.rstrip()}\n\n{entry}"
 
 
 def admit(folder: Path, connection: str) -> int:

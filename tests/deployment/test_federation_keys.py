@@ -56,6 +56,7 @@ def test_the_pair_serves_tls_to_whoever_trusts_the_ca(folder: Path) -> None:
     serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     serving.load_cert_chain(folder / "server/server.crt", folder / "server/server.key")
     calling = ssl.create_default_context(cafile=str(folder / "sites/site-a/ca.crt"))
+    calling.verify_flags |= ssl.VERIFY_X509_STRICT  # Python's default from 3.13 on
     there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
     server = serving.wrap_bio(there, back, server_side=True)
     client = calling.wrap_bio(back, there, server_hostname="fl.example.org")
@@ -125,6 +126,27 @@ def test_the_connection_is_added_once_and_beside_others(
     assert 'default = "local"' in text
     with pytest.raises(ValueError, match="has a connection 'site' already"):
         federation.connect(tmp_path / "keys", "site", "127.0.0.1:9000")
+
+
+def test_a_connection_that_is_taken_is_said_before_keys_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    federation.connect(tmp_path / "other", "site", "127.0.0.1:8000")
+
+    with pytest.raises(SystemExit) as ended:
+        main(words(tmp_path / "keys"))
+
+    assert ended.value.code == 2
+    assert "choose another --connection" in capsys.readouterr().err
+    assert not (tmp_path / "keys").exists()
+
+
+def test_kept_keys_get_the_connection_that_a_killed_init_did_not_make(folder: Path) -> None:
+    with pytest.raises(SystemExit):
+        main(words(folder, "--keep"))
+
+    assert "[superlink.site]" in (folder.parent / "flwr" / "config.toml").read_text()
 
 
 @pytest.mark.parametrize("sites", [["a", "a"], ["../a"], ["a b"], [""]])

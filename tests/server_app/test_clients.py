@@ -45,6 +45,23 @@ def test_it_waits_for_a_node_that_comes_late(
     assert wait_for_nodes(Late(3), settings("federation.minimum_nodes=3")) == [1, 2, 3]
 
 
+@pytest.mark.parametrize(("sites", "seconds"), [(None, 7), ([], 90)])
+def test_a_node_of_a_run_that_goes_on_may_still_be_at_work(
+    settings: Settings, sites: list[str] | None, seconds: float
+) -> None:
+    waited = []
+
+    class Busy(LocalGrid):
+        def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Any:
+            waited.append(timeout)
+            return super().send_and_receive(messages, timeout=timeout)
+
+    config = settings("federation.wait=7", "federation.deadline=90")
+    meet(Busy(2), "run", config, to_json(config), sites)
+
+    assert waited == [pytest.approx(seconds, abs=1)]
+
+
 def test_parts_of_the_data_are_dealt_to_the_nodes_in_turn(settings: Settings) -> None:
     nodes = {1: {"partition-id": 1}, 2: {"partition-id": 0}}
 

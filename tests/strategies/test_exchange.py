@@ -8,7 +8,7 @@ from weakref import ref
 import pytest
 import torch
 from federation import connected
-from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app import DEFAULT_TTL, ConfigRecord, Error, Message, RecordDict
 from local_grid import LocalGrid, Script, falsified, puppet, trained
 
 from fedtuners.adapters import Lora
@@ -44,6 +44,18 @@ def ask(talk: Exchange, round_: int = 1) -> tuple[list[int], dict[int, str]]:
     messages = [talk.message(TRAIN, client, round_, pieces=[KEY]) for client in talk.nodes]
     answers, problems = talk.ask(messages, round_, deadline=5)
     return [read_reply(answer.content).client for answer in answers], problems
+
+
+def test_a_message_lives_as_long_as_its_round() -> None:
+    grid = LocalGrid(1, client=puppet(obedient))
+    talk = exchange(grid, clients=1)
+
+    for deadline in (5, 100_000):
+        talk.ask([talk.message(TRAIN, 0, 1)], 1, deadline=deadline)
+
+    short, long = (message.metadata.ttl for message in grid.sent)
+    assert short == DEFAULT_TTL
+    assert 100_000 <= long < 100_100
 
 
 def obedient(request: Request) -> Reply:
