@@ -8,6 +8,7 @@ section is one of the dataclasses below, which also are the reference of what ma
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class FederationConfig:
     minimum_nodes: int = 1  # nodes to wait for before the first round
     wait: float = 300.0  # seconds to wait for them
     patience: int | None = None  # stop after this many rounds without a better metric
-    wire_dtype: str | None = None  # bfloat16 halves the bytes and rounds; None sends tensors as is
+    wire_dtype: str | None = None  # bfloat16 halves what trains, and rounds; None: as is
 
 
 @dataclass
@@ -141,6 +142,35 @@ CHOICES = {
     "privacy.protects": ("none", "example"),
     "privacy.accountant": ("prv", "rdp", "pld"),
 }
+POSITIVE = (
+    "federation.rounds",
+    "federation.clients",
+    "federation.minimum_replies",
+    "federation.minimum_nodes",
+    "federation.at_once",
+    "federation.deadline",
+    "federation.patience",
+    "train.steps",
+    "train.epochs",
+    "train.batch_size",
+    "train.micro_batch",
+    "train.learning_rate",
+    "train.max_grad_norm",
+    "start.rows",
+    "start.batch_size",
+    "start.learning_rate",
+    "evaluation.every",
+    "evaluation.batch_size",
+    "partition.classes",
+)
+NOT_NEGATIVE = (
+    "seed",
+    "federation.wait",
+    "train.weight_decay",
+    "train.warmup",
+    "start.oversampling",
+    "partition.seed",
+)
 
 
 def compose(overrides: Sequence[str], conf: Path) -> Config:
@@ -151,6 +181,8 @@ def compose(overrides: Sequence[str], conf: Path) -> Config:
     """
     with initialize_config_dir(config_dir=str(conf.resolve()), version_base=None):
         words = [part for word in overrides for part in _named_source(word, conf)]
+        if _deals_evenly(overrides, words):
+            words = ["partition=iid", *words]
         if len(ways := {word for word in words if word.startswith("aggregation=")}) > 1:
             raise ConfigError(
                 f"{' and '.join(sorted(ways))} exclude each other: what a robust rule compares, or "
@@ -169,28 +201,25 @@ def compose(overrides: Sequence[str], conf: Path) -> Config:
 def validate(config: Config) -> Config:
     """Check the values that types cannot; returns the config it was given."""
     for key, choices in CHOICES.items():
-        value: Any = config
-        for name in key.split("."):
-            value = getattr(value, name)
+        value = attrgetter(key)(config)
         if value not in choices:
             raise ConfigError(f"{key}={value} is not one of {', '.join(map(str, choices))}")
-    federation = config.federation
-    positive = {
-        "federation.rounds": federation.rounds,
-        "federation.clients": federation.clients,
-        "federation.minimum_replies": federation.minimum_replies,
-        "federation.at_once": federation.at_once,
-        "train.steps": config.train.steps,
-        "train.batch_size": config.train.batch_size,
-        "train.learning_rate": config.train.learning_rate,
-        "start.rows": config.start.rows,
-    }
-    for key, number in positive.items():
-        if number <= 0:
-            raise ConfigError(f"{key}={number} must be above 0")
-    if not 0 < federation.fraction <= 1:
-        raise ConfigError(f"federation.fraction={federation.fraction} must lie in (0, 1]")
+    _check_numbers(config)
+    if not 0 < config.federation.fraction <= 1:
+        raise ConfigError(f"federation.fraction={config.federation.fraction} must lie in (0, 1]")
     return config
+
+
+def _check_numbers(config: Config) -> None:
+    """Raise ConfigError for a number at or below where it means nothing; null means a default."""
+    for keys, holds, asked in (
+        (POSITIVE, lambda number: number > 0, "above 0"),
+        (NOT_NEGATIVE, lambda number: number >= 0, "at least 0"),
+    ):
+        for key in keys:
+            number = attrgetter(key)(config)
+            if number is not None and not holds(number):  # nor is it "not a number"
+                raise ConfigError(f"{key}={number} must be {asked}")
 
 
 def make_adapter(config: Config) -> Adapter:
@@ -239,19 +268,21 @@ def from_json(text: str) -> Config:
 
 
 def _named_source(word: str, conf: Path) -> list[str]:
-    """`model=org/name` and `data=rows.jsonl` become the group's open choice plus the name.
-
-    Rows of one's own have no known column to split by; a later `partition=` still wins.
-    """
+    """`model=org/name` and `data=rows.jsonl` become the group's open choice plus the name."""
     group, _, value = word.partition("=")
     opened = {"model": ("hf", "model.name"), "data": ("custom", "data.source")}
     if group not in opened or value in _options(conf, group):
         return [word]
     if "/" in value or Path(value).expanduser().exists() or Path(value).suffix:
         choice, key = opened[group]
-        own = [f"{group}={choice}", f"{key}={value!r}"]
-        return [*own, "partition=iid"] if group == "data" else own
+        return [f"{group}={choice}", f"{key}={value!r}"]
     return [word]
+
+
+def _deals_evenly(overrides: Sequence[str], words: Sequence[str]) -> bool:
+    """Whether `data=rows.jsonl` opened a source, whose columns are not known, and no word deals."""
+    opened = "data=custom" in words and "data=custom" not in overrides
+    return opened and not any(word.startswith("partition=") for word in words)
 
 
 def _options(conf: Path, group: str) -> list[str]:
@@ -260,21 +291,26 @@ def _options(conf: Path, group: str) -> list[str]:
 
 def _explain(error: Exception, overrides: Sequence[str], conf: Path) -> str:
     """One sentence for what Hydra or OmegaConf refused, with the valid choices."""
+    chosen = []
     for word in overrides:
-        key, _, value = word.lstrip("+~").partition("=")
-        if (conf / key).is_dir() and value not in _options(conf, key):
-            choices = ", ".join(_options(conf, key))
-            return f"{word}: {key} has no choice '{value}'; choose from {choices}"
-        section, problem = _unknown_key(key, conf)
-        if problem:
-            return f"{word}: unknown key '{key}'; {section} has {problem}"
+        group, _, value = word.lstrip("+~").partition("=")
+        if (conf / group).is_dir():
+            if value not in (choices := _options(conf, group)):
+                return f"{word}: {group} has no choice '{value}'; choose from {', '.join(choices)}"
+            chosen.append(f"{group}={value}")
+    composed = hydra_compose("config", overrides=chosen)
+    for word in sorted(overrides, key=lambda word: word.startswith("+")):  # "+" may add a key
+        key = word.lstrip("+~").partition("=")[0]
+        section, known = _unknown_key(key, composed, conf)
+        if known:
+            return f"{word}: unknown key '{key}'; {section} has {known}"
     reason = str(error.__cause__ or error).split("\n    full_key: ")
     return " ".join([*reason[0].split(), *(f"({key.split()[0]})" for key in reason[1:])])
 
 
-def _unknown_key(key: str, conf: Path) -> tuple[str, str]:
-    """(section, its keys) when a dotted key is not in the default configuration, else empty."""
-    node: Any = hydra_compose("config")
+def _unknown_key(key: str, composed: DictConfig, conf: Path) -> tuple[str, str]:
+    """(section, its keys) when a dotted key is not in the composed groups, else empty."""
+    node: Any = composed
     walked: list[str] = []
     for name in key.split("."):
         known = list(node) if isinstance(node, DictConfig) else []

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import re
+import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -111,6 +113,20 @@ MISTAKES = {
     "federation.minimum_replies=0": ["federation.minimum_replies=0 must be above 0"],
     "train.schedule=linaer": ["train.schedule=linaer is not one of constant, linear, cosine"],
     "train.steps=-1": ["train.steps=-1 must be above 0"],
+    "train.micro_batch=0": ["train.micro_batch=0 must be above 0"],
+    "train.epochs=0": ["train.epochs=0 must be above 0"],
+    "train.learning_rate=nan": ["train.learning_rate=nan must be above 0"],
+    "train.warmup=-0.1": ["train.warmup=-0.1 must be at least 0"],
+    "evaluation.batch_size=0": ["evaluation.batch_size=0 must be above 0"],
+    "evaluation.every=0": ["evaluation.every=0 must be above 0"],
+    "start.batch_size=0": ["start.batch_size=0 must be above 0"],
+    "start.oversampling=-1": ["start.oversampling=-1 must be at least 0"],
+    "federation.minimum_nodes=0": ["federation.minimum_nodes=0 must be above 0"],
+    "partition.classes=0": ["partition.classes=0 must be above 0"],
+    "federation.patience=0": ["federation.patience=0 must be above 0"],
+    "seed=-1": ["seed=-1 must be at least 0"],
+    "model=hf": ["model.name is empty: give a hub name or a folder"],
+    "data=custom": ["data.source is empty: give a file or a hub name"],
     "train.learning_rate=fast": ["train.learning_rate", "fast"],
     "start.source=cloud": ["start.source=cloud is not one of clients, server, public"],
     "federation.wire_dtype=int8": ["federation.wire_dtype=int8 is not one of None, bfloat16"],
@@ -132,6 +148,21 @@ def test_a_mistake_is_one_sentence_with_the_choices(word: str) -> None:
     for part in MISTAKES[word]:
         assert part in text, text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("adapter=abba adapter.rank1=8 federation.round=2", "federation.round=2: unknown key"),
+        ("+adapter.speed=4 federation.round=2", "federation.round=2: unknown key"),
+        ("adapter=abba adapter.rank=8", "adapter.rank=8: unknown key 'adapter.rank'; adapter has"),
+    ],
+)
+def test_the_word_that_is_wrong_is_named(words: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        compose(words.split(), CONF)
+
+    assert str(raised.value).startswith(sentence)
 
 
 @pytest.mark.parametrize(
@@ -187,10 +218,35 @@ def test_a_path_with_spaces_and_signs_is_taken_as_it_is(tmp_path: Path) -> None:
     assert compose([f"data={path}"], CONF).data.source == str(path)
 
 
-def test_a_partition_that_is_asked_for_stays() -> None:
-    config = compose(["data=rows.jsonl", "partition=size"], CONF)
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_partition_that_is_asked_for_stays(turned: bool) -> None:
+    words = ["data=rows.jsonl", "data.group=user", "partition=natural"]
 
-    assert config.partition.kind == "size"
+    config = compose(words[::-1] if turned else words, CONF)
+
+    assert (config.partition.kind, config.partition.column) == ("natural", "user")
+
+
+def test_the_overrides_for_other_columns_compose_as_a_shell_reads_them() -> None:
+    page = (CONF.parent / "docs" / "your-own-data.md").read_text(encoding="utf-8")
+    table = page.split("| rows | overrides |")[1].split("\n\n")[0]
+    made = []
+    for words in re.findall(r"^\| [^|]+ \| `([^`]+)`", table, flags=re.MULTILINE):
+        script = f"printf '%s\\0' {words}"
+        read = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+        made.append(compose(["data=rows.jsonl", *read.stdout.split("\0")[:-1]], CONF).data)
+
+    assert len(made) == 7
+    assert made[0].prompt == "Q: {question}\nA: "
+    assert (made[-1].choice, made[-1].choices) == ("output", ["yes", "no"])
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*/*.yaml")), ids=lambda path: path.stem)
+def test_the_command_that_heads_a_file_composes(path: Path) -> None:
+    commands = re.findall(r"""^#.*'overrides="(.*)"'$""", path.read_text(), flags=re.MULTILINE)
+
+    for words in commands:
+        assert isinstance(compose(words.split(), CONF), Config)
 
 
 # --- what a configuration may call -------------------------------------------------------------

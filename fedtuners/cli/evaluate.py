@@ -114,7 +114,7 @@ def test_rows(config: "Config", file: str | None, split: str | None) -> tuple[An
 
     data = config.data
     if file is not None:
-        own = replace(data, source=file, subset=None, train_rows=data.test_rows)
+        own = replace(data, source=file, subset=None, train_rows=None)
         if not Path(file).expanduser().exists():
             raise DataError(f"--data {file}: no such file or folder")
         return load_own(replace(own, train_split=split or "test"), config.seed), data

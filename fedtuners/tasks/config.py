@@ -14,6 +14,7 @@ METRICS = {
     "classification": ("accuracy", "matthews", "loss"),
 }
 PARTITIONS = ("iid", "dirichlet", "natural", "size", "pathological")
+SPLIT_BY_COLUMN = ("dirichlet", "natural", "pathological")
 
 
 class ModelError(ValueError):
@@ -30,6 +31,8 @@ class ModelConfig:
     quantization: str | None = None  # int8 | nf4: weights in 8 or 4 bits (needs fedtuners[cuda])
 
     def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("model.name is empty: give a hub name or a folder, as model=org/name")
         one_of("model.dtype", self.dtype, DTYPES)
         one_of("model.quantization", self.quantization or "null", QUANTISATIONS)
 
@@ -74,6 +77,8 @@ class DataConfig:
     labels: list[str] = field(default_factory=list)  # names in order; empty: as found in the rows
 
     def __post_init__(self) -> None:
+        if not self.source:
+            raise ValueError("data.source is empty: give a file or a hub name, as data=rows.jsonl")
         one_of("data.task", self.task, TASKS)
         if self.metric is not None:
             one_of(f"data.metric (task={self.task})", self.metric, METRICS[self.task])
@@ -98,6 +103,12 @@ class DataConfig:
         """The metric in force: the one set, or the task's own."""
         return self.metric or METRICS[self.task][0]
 
+    @property
+    def prompts_with_input(self) -> bool:
+        """Whether a row's `input` changes its prompt: not where `prompt` alone has been set."""
+        own = self.prompt != DataConfig.prompt
+        return not own or self.prompt_with_input != DataConfig.prompt_with_input
+
 
 @dataclass
 class PartitionConfig:
@@ -114,7 +125,7 @@ class PartitionConfig:
 
     def __post_init__(self) -> None:
         one_of("partition.kind", self.kind, PARTITIONS)
-        if self.kind in ("dirichlet", "natural", "pathological") and self.column is None:
+        if self.kind in SPLIT_BY_COLUMN and self.column is None:
             raise ValueError(
                 f"partition.kind={self.kind} needs a column to split by: set data.group, or use "
                 "partition=iid"

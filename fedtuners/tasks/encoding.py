@@ -8,7 +8,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from fedtuners.tasks.batches import IGNORED, Encoded, Encoding
@@ -17,10 +17,11 @@ from fedtuners.tasks.formats import Example, Labelled
 log = logging.getLogger(__name__)
 
 REMEMBERED = 256  # encoded row sets per tokeniser: the clients one worker serves, and the test rows
-_encoded: WeakKeyDictionary[Any, OrderedDict[bytes, Encoded]] = WeakKeyDictionary()
+Made = TypeVar("Made")
+_encoded: WeakKeyDictionary[Any, OrderedDict[bytes, Any]] = WeakKeyDictionary()
 
 
-def once(tokenizer: Any, content: object, build: Callable[[], Encoded]) -> Encoded:
+def once(tokenizer: Any, content: object, build: Callable[[], Made]) -> Made:
     """`build()`, or what it gave earlier for the same tokeniser and content."""
     kept = _encoded.setdefault(tokenizer, OrderedDict())
     key = blake2b(repr(content).encode(), digest_size=16).digest()
@@ -29,7 +30,7 @@ def once(tokenizer: Any, content: object, build: Callable[[], Encoded]) -> Encod
     kept.move_to_end(key)
     if len(kept) > REMEMBERED:
         kept.popitem(last=False)
-    return kept[key]
+    return cast(Made, kept[key])
 
 
 def encode_instructions(
@@ -79,10 +80,26 @@ def _encode_instructions(
 def encode_prompts(
     examples: Sequence[Example], tokenizer: Any, max_length: int, chat: bool
 ) -> list[list[int]]:
-    """The prompts alone, as generation continues them; too long ones lose their start."""
-    prompts = _ids([_render_prompt(example, tokenizer, chat) for example in examples], tokenizer)
+    """The prompts alone, as generation continues them.
+
+    Too long ones lose their start, and a warning says how many.
+    """
+    texts = [_render_prompt(example, tokenizer, chat) for example in examples]
     start = start_ids(tokenizer, chat)
+    return once(
+        tokenizer,
+        ("prompts", max_length, start, texts),
+        lambda: _encode_prompts(texts, tokenizer, max_length, start),
+    )
+
+
+def _encode_prompts(
+    texts: list[str], tokenizer: Any, max_length: int, start: list[int]
+) -> list[list[int]]:
+    prompts = _ids(texts, tokenizer)
     fitting = [fit_prompt(prompt, start, max_length) for prompt in prompts]
+    cut = sum(len(start) + len(prompt) > max_length for prompt in prompts)
+    _warn_of_cuts(len(prompts), cut, 0, max_length)
     return [prompt or [tokenizer.eos_token_id] for prompt in fitting]  # a model needs one token
 
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any
 
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, Value
 
 from fedtuners.tasks.config import DataConfig
 from fedtuners.tasks.readers import DataError
 
-UNLABELLED = ("-1", "-", "", "None")  # SNLI's and GLUE's marks for rows without a gold label
+UNLABELLED = ("-1", "-")  # GLUE's and SNLI's marks for rows without a gold label
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ def instruction(row: Mapping[str, Any], config: DataConfig) -> Example:
     """A row as an instruction; the templates' columns must be there (see `check_columns`)."""
     if config.messages is not None:
         return _conversation(row[config.messages], config.messages)
-    prompt = config.prompt_with_input if row.get("input") else config.prompt
+    with_input = config.prompts_with_input and row.get("input")
+    prompt = config.prompt_with_input if with_input else config.prompt
     return Example(fill(prompt, row), fill(config.response, row))
 
 
@@ -51,9 +52,11 @@ def _conversation(turns: Sequence[Mapping[str, str]], column: str) -> Example:
 
 
 def reference(row: Mapping[str, Any], config: DataConfig) -> str:
-    """What the prediction for a row is compared with."""
+    """What the prediction for a row is compared with; a choice is compared with its column."""
     if config.reference is not None:
         return fill(config.reference, row)
+    if config.measured == "choice":
+        return str(row[config.choice])
     return instruction(row, config).response
 
 
@@ -111,9 +114,14 @@ def label_names(rows: Dataset, config: DataConfig) -> tuple[str, ...]:
 
 
 def labelled_only(rows: Dataset, config: DataConfig) -> Dataset:
-    """Without the rows that carry no gold label (-1 or "-")."""
-    marks = set(UNLABELLED) - set(config.labels)
-    kept = [i for i, value in enumerate(rows[config.label]) if str(value) not in marks]
+    """Without the rows that carry no gold label: null or "", and -1 or "-" among known labels.
+
+    Where the labels are whatever the rows hold, -1 is a label like any other.
+    """
+    known = config.labels or isinstance(rows.features[config.label], ClassLabel)
+    marks = {"", *(UNLABELLED if known else ())} - set(config.labels)
+    values = enumerate(rows[config.label][:])  # a list; row by row is slow
+    kept = [i for i, value in values if value is not None and str(value) not in marks]
     return rows if len(kept) == len(rows) else rows.select(kept)
 
 
@@ -121,37 +129,44 @@ def check_labels(rows: Dataset, config: DataConfig, labels: Sequence[str], place
     """Raise DataError, without quoting it, if a label is none of `labels`."""
     if not len(rows):
         raise DataError(f"{place} has no row with a label in column {config.label}")
-    unknown = [value for value in rows.unique(config.label) if _index(value, labels) is None]
-    if unknown:
+    if any(_index(value, labels) is None for value in rows.unique(config.label)):
+        # How many would tell a server that guesses labels whether it guessed right.
         raise DataError(
-            f"{place}: column {config.label} has {len(unknown)} value(s) that are none of the "
-            f"labels {', '.join(labels)}; set data.labels"
+            f"{place}: column {config.label} has values that are none of the labels "
+            f"{', '.join(labels)}; set data.labels"
         )
 
 
-def needed_columns(config: DataConfig) -> list[str]:
-    """Every column that a configuration reads."""
+def needed_columns(config: DataConfig, has_input: bool = False) -> list[str]:
+    """Every column that a configuration reads, of rows with or without an `input`."""
     if config.task == "classification":
         return [*config.text, config.label]
     if config.messages is not None:
         return [config.messages]
-    templates = (config.prompt, config.response, config.reference or "")
+    templates = [config.prompt, config.response, config.reference or ""]
+    if has_input and config.prompts_with_input:
+        templates.append(config.prompt_with_input)
     return list(dict.fromkeys(name for template in templates for name in columns(template)))
 
 
 def check_columns(rows: Dataset, config: DataConfig, place: str) -> None:
-    """Raise DataError naming what is missing and what is there, or where a value is missing."""
-    needed = needed_columns(config)
+    """Raise DataError naming a column that is missing, has a value missing, or is not text."""
+    needed = needed_columns(config, "input" in rows.column_names)
     missing = [name for name in needed if name not in rows.column_names]
     if missing:
         raise DataError(
             f"{place} has no column {', '.join(missing)}; it has {', '.join(rows.column_names)}: "
             f"set {_keys(config)} to match"
         )
+    classifies = config.task == "classification"
+    may_lack = {config.label} if classifies else {"input"} - set(needed_columns(config))
     for name in needed:
-        absent = rows.data.column(name).null_count
-        if absent and name != config.label:
-            raise DataError(f"{place}: column {name} is empty in {absent} of {len(rows)} rows")
+        if rows.data.column(name).null_count and name not in may_lack:
+            raise DataError(f"{place}: column {name} is empty in some rows: fill it, or drop them")
+        if name != config.messages and not isinstance(rows.features[name], Value | ClassLabel):
+            raise DataError(
+                f"{place}: column {name} holds lists or objects: write its values as text"
+            )
 
 
 def _keys(config: DataConfig) -> str:

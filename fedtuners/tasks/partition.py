@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Value
 
-from fedtuners.tasks.config import PartitionConfig
+from fedtuners.tasks.config import SPLIT_BY_COLUMN, PartitionConfig
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
@@ -50,7 +50,8 @@ def partitions(train: Dataset, config: PartitionConfig, clients: int) -> list[Da
     Raises
     ------
     PartitionError
-        When there are too few rows, groups or values for the clients.
+        When there are too few rows, groups or values for the clients, or the column that decides
+        is missing, empty in some rows, or holds lists or objects.
     """
     if clients > len(train):
         raise PartitionError(
@@ -61,6 +62,8 @@ def partitions(train: Dataset, config: PartitionConfig, clients: int) -> list[Da
             f"partition.column={config.column} is no column; there are "
             f"{', '.join(train.column_names)}"
         )
+    if config.kind in SPLIT_BY_COLUMN:
+        _check_values(train, str(config.column))
     shuffled = train.shuffle(seed=config.seed)
     if config.kind == "natural":
         return _natural(shuffled, config, clients)
@@ -71,6 +74,18 @@ def partitions(train: Dataset, config: PartitionConfig, clients: int) -> list[Da
             "to nobody; raise partition.classes or federation.clients"
         )
     return parts
+
+
+def _check_values(rows: Dataset, column: str) -> None:
+    """Raise PartitionError unless every row has one plain value in the column."""
+    if not isinstance(rows.features[column], Value | ClassLabel):
+        raise PartitionError(
+            f"column {column} holds lists or objects: write them as text, or use partition=iid"
+        )
+    if rows.with_format("arrow")[column].null_count:
+        raise PartitionError(
+            f"column {column} is empty in some rows: fill it, drop them, or use partition=iid"
+        )
 
 
 def describe(parts: Sequence[Dataset], column: str | None = None) -> dict[str, list[int]]:
@@ -140,7 +155,7 @@ def _sizes(rows: int, config: PartitionConfig, clients: int) -> list[int]:
 def _natural(rows: Dataset, config: PartitionConfig, clients: int) -> list[Dataset]:
     """Whole groups to clients: the largest group first, always to the client with fewest rows."""
     groups: dict[str, list[int]] = {}
-    for index, value in enumerate(rows[config.column]):
+    for index, value in enumerate(rows[config.column][:]):  # a list; row by row is slow
         groups.setdefault(str(value), []).append(index)
     if len(groups) < clients:
         raise PartitionError(

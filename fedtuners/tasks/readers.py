@@ -31,6 +31,10 @@ def read(path: Path) -> Dataset:
         rows = reader(path)
     except UnicodeDecodeError:
         raise DataError(f"{path} is not UTF-8 text; convert it first") from None
+    except csv.Error as error:
+        raise DataError(
+            f"{path}: {error}; close every quotation mark, or write long texts to a .jsonl file"
+        ) from None
     except pyarrow.ArrowInvalid:
         raise DataError(f"{path} is not a readable Parquet file") from None
     if not len(rows):
@@ -48,6 +52,10 @@ def table(rows: list[Row], place: str) -> Dataset:
         raise DataError(
             f"{place}: column {mixed} mixes types; write its values all as text or all as numbers"
         ) from None
+    except OverflowError:
+        raise DataError(
+            f"{place}: a column has whole numbers of more than 64 bits; write its values as text"
+        ) from None
 
 
 def _mixes_types(rows: list[Row], name: str) -> bool:
@@ -55,7 +63,7 @@ def _mixes_types(rows: list[Row], name: str) -> bool:
 
 
 def _json_lines(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         return [_row(line, path, n) for n, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -70,7 +78,7 @@ def _row(line: str, path: Path, number: int) -> Row:
 
 
 def _json(path: Path) -> list[Row]:
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")
     if not text.strip():
         return []
     try:
@@ -86,21 +94,19 @@ def _json(path: Path) -> list[Row]:
 
 def _csv(path: Path) -> list[Row]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        return _delimited(csv.DictReader(file, restkey=""), path)
+        return _delimited(csv.DictReader(file), path)
 
 
 def _tsv(path: Path) -> list[Row]:
     """Tab-separated text in which a quotation mark is a character like any other, as in GLUE."""
     with path.open(encoding="utf-8-sig", newline="") as file:
-        return _delimited(
-            csv.DictReader(file, restkey="", delimiter="\t", quoting=csv.QUOTE_NONE), path
-        )
+        return _delimited(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE), path)
 
 
-def _delimited(reader: Iterable[Row], path: Path) -> list[Row]:
+def _delimited(reader: Iterable[dict[Any, Any]], path: Path) -> list[Row]:
     rows = []
     for number, row in enumerate(reader, 2):
-        if "" in row or None in row.values():
+        if None in row or None in row.values():  # fields without a header, or the reverse
             raise DataError(f"{path}, row {number}: not as many fields as the header has columns")
         rows.append(row)
     return rows
@@ -112,7 +118,7 @@ def _parquet(path: Path) -> Dataset:
 
 def _text(path: Path) -> list[Row]:
     """Paragraphs as rows {speaker, text}; a first line "NAME:", as in a play, names the speaker."""
-    blocks = re.split(r"\n\s*\n", path.read_text(encoding="utf-8").strip())
+    blocks = re.split(r"\n\s*\n", path.read_text(encoding="utf-8-sig").strip())
     parts = [re.fullmatch(r"(?:([^\n:]+):\n)?(.+)", block, re.DOTALL) for block in blocks]
     return [{"speaker": part[1] or "", "text": part[2]} for part in parts if part]
 

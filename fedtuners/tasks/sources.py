@@ -5,6 +5,7 @@ columns that the templates name, and with labels that are known.
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from fedtuners.tasks.config import DataConfig
 from fedtuners.tasks.readers import READERS, DataError, read, table
 
 DEMO_TRAIN_ROWS, DEMO_TEST_ROWS = 6000, 500  # where the configuration sets no number
-TEST_NAMES = ("test", "validation", "valid", "dev")  # a folder's test file has one of them
+VALIDATION_NAMES = ("validation", "valid", "dev")  # what folders call the same split
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ def load_own(config: DataConfig, seed: int = 0) -> Dataset:
     return _at_most(_checked(rows, config, config.source), config.train_rows, seed)
 
 
+def untouched(config: DataConfig) -> Dataset:
+    """The rows of `load_own` as they lie in the file, before a run renames or cuts them."""
+    return _split(config, config.train_split, 0)
+
+
 @dataclass(frozen=True)
 class _Key:
     """What `load` remembers by: configuration, seed, and the files' times of change."""
@@ -87,8 +93,7 @@ def _load(key: _Key) -> Splits:
     train, test = _train_and_test(config, seed)
     train = _checked(train, config, f"{config.source} (train)")
     labels = formats.label_names(train, config) if config.task == "classification" else ()
-    named = replace(config, labels=list(labels))
-    test = _checked(test, named, f"{config.test_source or config.source} (test)")
+    test = _checked(test, config, f"{config.test_source or config.source} (test)", labels)
     train = _at_most(train, config.train_rows, seed)
     return Splits(train, _at_most(test, config.test_rows, seed), labels)
 
@@ -102,12 +107,17 @@ def _train_and_test(config: DataConfig, seed: int) -> tuple[Dataset, Dataset]:
     rows = read(Path(config.source).expanduser())
     if len(rows) < 2:
         raise DataError(f"{config.source} holds one row, and none would be left to test on")
-    halves = rows.train_test_split(max(1, round(config.holdout * len(rows))), seed=seed)
+    held_out = min(max(1, round(config.holdout * len(rows))), len(rows) - 1)
+    halves = rows.train_test_split(held_out, seed=seed)
     return halves["train"], halves["test"]
 
 
-def _checked(rows: Dataset, config: DataConfig, place: str) -> Dataset:
-    """The rows of `config`'s task, without those that carry no label. Raises DataError."""
+def _checked(rows: Dataset, config: DataConfig, place: str, labels: Sequence[str] = ()) -> Dataset:
+    """The rows of `config`'s task, without those that carry no label.
+
+    Raises DataError for columns that do not fit it, and for a label that is none of `labels`; by
+    default those are what `config` and the rows say.
+    """
     has = rows.column_names
     names = {old: new for old, new in config.rename.items() if old in has and new not in has}
     rows = rows.rename_columns(names) if names else rows
@@ -115,7 +125,7 @@ def _checked(rows: Dataset, config: DataConfig, place: str) -> Dataset:
     if config.task != "classification":
         return rows
     rows = formats.labelled_only(rows, config)
-    formats.check_labels(rows, config, formats.label_names(rows, config), place)
+    formats.check_labels(rows, config, labels or formats.label_names(rows, config), place)
     return rows
 
 
@@ -145,8 +155,9 @@ def _demo(config: DataConfig, split: str, seed: int) -> Dataset:
 
 
 def _file_of(folder: Path, split: str) -> Path:
-    """The file named after a split; test rows may also be in validation.* or dev.*."""
-    names = [split, *TEST_NAMES] if split in TEST_NAMES else [split]
+    """The file named after a split: for "test" a validation file too, never the other way round."""
+    named = split in ("test", *VALIDATION_NAMES)
+    names = (split, *VALIDATION_NAMES) if named else (split,)
     files = {file.stem: file for file in _files(folder) if file.suffix.lower() in READERS}
     for name in names:
         if name in files:
@@ -160,7 +171,7 @@ def _hub(name: str, subset: str | None, split: str) -> Dataset:
         rows: Any = load_dataset(name, subset, split=split)
     except Exception as error:
         raise DataError(
-            f"data.source={name} is no local file or folder, and split '{split}' of it could not "
+            f"{name} is no local file or folder, and split '{split}' of it could not "
             f"be loaded from the hub ({type(error).__name__}); check the name, the subset, the "
             "split and the connection"
         ) from error

@@ -35,7 +35,8 @@ def test_every_row_of_another_file_counts(
     fed_sb: Path, tiny: Path, verb: Verb, tmp_path: Path
 ) -> None:
     code, _, _ = verb(
-        *("evaluate", fed_sb, "--data", tiny / "rows.jsonl", "--side", "adapter"),
+        *("evaluate", fed_sb, "data.test_rows=7", "data.train_rows=5"),
+        *("--data", tiny / "rows.jsonl", "--side", "adapter"),
         *("--json", tmp_path / "scores.json"),
     )
 

@@ -20,9 +20,14 @@ RUNS = [  # (words of a run or a plan, what the sentence says)
     (["data={here}/nowhere.jsonl"], "nowhere.jsonl: no such file"),
     (["data={here}/empty.jsonl"], "empty.jsonl holds no rows"),
     (["data={here}/columns.jsonl"], "no column instruction, output; it has a: set data.prompt"),
-    (["data={here}/half.jsonl"], "column output is empty in 1 of"),
+    (["data={here}/half.jsonl"], "column output is empty in some rows"),
     (["data={here}/broken.jsonl"], "line 2: not valid JSON"),
     (["data={here}/rows.xlsx"], "files of kind '.xlsx' are not read; use one of .csv"),
+    (["data={here}/lists.jsonl"], "column output holds lists or objects: write its values as text"),
+    (
+        ["data={here}/groups.jsonl", "data.group=user", "partition=natural"],
+        "column user is empty in some rows: fill it, drop them, or use partition=iid",
+    ),
     (["partition=natural", "data.group=user"], "partition.column=user is no column; there are"),
     (["federation.clients=100"], "100 clients cannot share 54 rows; lower federation.clients"),
     (["model={here}/nowhere"], "nowhere is not a folder with a model in it"),
@@ -33,6 +38,8 @@ RUNS = [  # (words of a run or a plan, what the sentence says)
     (["strategy=fedsb"], "no choice 'fedsb'; choose from"),
     (["federation.round=2"], "unknown key"),
     (["federation.rounds=0"], "federation.rounds=0 must be above 0"),
+    (["train.micro_batch=0"], "train.micro_batch=0 must be above 0"),
+    (["model=hf"], "model.name is empty: give a hub name or a folder"),
     (["data.max_length=100"], "lower data.max_length"),
 ]
 OTHER_LABELS = ["data.task=classification", "data.metric=accuracy", "data.label=label"]
@@ -122,6 +129,8 @@ def places(fed_sb: Path, tiny: Path, tmp_path: Path) -> dict[str, Path]:
     rows = [{"instruction": "w1", "output": "w2"}] * 4
     write_rows(here / "columns.jsonl", [{"a": "b"}] * 4)
     write_rows(here / "half.jsonl", [*rows, {"instruction": "w1"}])
+    write_rows(here / "lists.jsonl", [{"instruction": "w1", "output": ["w2"]}] * 4)
+    write_rows(here / "groups.jsonl", [*(row | {"user": "w3"} for row in rows), *rows])
     (here / "empty.jsonl").write_text("")
     (here / "broken.jsonl").write_text('{"instruction": "w1", "output": "w2"}\n{"instruction\n')
     (here / "rows.xlsx").write_bytes(b"PK")

@@ -50,6 +50,19 @@ def test_a_long_prompt_loses_its_start_and_the_response_stays_whole(
     assert "of 2 examples, 2 prompts and 0 responses were shortened" in caplog.text
 
 
+def test_a_prompt_that_is_cut_at_generation_is_told_once(
+    tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    examples = [Example("0123456789", ""), Example("ask", "")]
+
+    first = encode_prompts(examples, tokenizer, 6, chat=False)
+    again = encode_prompts(examples, tokenizer, 6, chat=False)
+
+    assert tokenizer.batch_decode(first) == ["<s>56789", "<s>ask"]
+    assert again == first
+    assert caplog.text.count("of 2 examples, 1 prompts and 0 responses were shortened") == 1
+
+
 def test_a_response_that_cannot_fit_is_cut_counted_and_does_not_end(
     tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -33,6 +33,55 @@ def test_an_input_is_never_lost() -> None:
     assert instruction({**row, "input": ""}, DataConfig()).prompt == "Translate.\n"
 
 
+def test_a_prompt_of_ones_own_is_not_set_aside_for_an_input() -> None:
+    row = {"instruction": "Translate.", "input": "chat", "output": "cat"}
+    own = DataConfig(prompt="{input} ")
+    both = DataConfig(prompt="{instruction} ", prompt_with_input="{instruction} {input} ")
+
+    assert instruction({"input": "chat", "output": "cat"}, own).prompt == "chat "
+    assert instruction(row, own).prompt == "chat "
+    assert instruction(row, both).prompt == "Translate. chat "
+    assert instruction({**row, "input": None}, both).prompt == "Translate. "
+
+
+def test_columns_of_the_prompt_with_an_input_are_needed_where_rows_have_one() -> None:
+    config = DataConfig(prompt="{input} ", prompt_with_input="{context} {input} ")
+    rows = Dataset.from_dict({"input": ["a", "b"], "output": ["c", "d"]})
+    asked = {"instruction": ["a", "b"], "input": [None, "b"], "output": ["c", "d"]}
+
+    with pytest.raises(DataError, match="no column context; it has input, output"):
+        check_columns(rows, config, "mine")
+    check_columns(rows, DataConfig(prompt="{input} "), "mine")
+    check_columns(Dataset.from_dict(asked), DataConfig(), "mine")
+    with pytest.raises(DataError, match="column input is empty in some rows"):
+        check_columns(Dataset.from_dict(asked), DataConfig(prompt="{input}"), "mine")
+
+
+@pytest.mark.parametrize("value", [["a"], {"a": "b"}], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [
+        DataConfig(prompt="{mine}\n", response="{output}"),
+        DataConfig(task="classification", text=["mine"], label="output"),
+        DataConfig(task="classification", text=["output"], label="mine"),
+    ],
+    ids=["prompt", "text", "label"],
+)
+def test_lists_and_objects_are_no_text(config: DataConfig, value: object) -> None:
+    rows = Dataset.from_dict({"mine": [value, value], "output": ["x", "y"]})
+
+    with pytest.raises(DataError, match="rows: column mine holds lists or objects: write its val"):
+        check_columns(rows, config, "rows")
+
+
+def test_a_choice_is_compared_with_its_column() -> None:
+    config = DataConfig(metric="choice", choice="output", response="The answer is {output}")
+    row = {"instruction": "True?", "output": "yes"}
+
+    assert reference(row, config) == "yes"
+    assert reference(row, DataConfig(response="It is {output}")) == "It is yes"
+
+
 def test_a_conversation_ends_with_the_assistant() -> None:
     config = DataConfig(chat=True, messages="turns")
     turns = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Yes?")]
@@ -91,6 +140,7 @@ def test_wrong_columns_are_named_with_the_key_to_set() -> None:
         ({"messages": "turns"}, "data.messages needs data.chat=true"),
         ({"metric": "choice"}, r"by {answer}, which data\.response does not contain"),
         ({"text": ["a", "b", "c"]}, "must name one column, or the two of a pair"),
+        ({"source": ""}, "data.source is empty: give a file or a hub name"),
         ({"holdout": 1.0}, "strictly between 0 and 1"),
         ({"max_length": 0}, "data.max_length=0 must be at least 1"),
     ],

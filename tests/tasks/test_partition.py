@@ -1,6 +1,7 @@
 """Every row goes to one client, by the seed alone, skewed as asked."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from datasets import Dataset
@@ -118,6 +119,23 @@ def test_describe_counts_every_value() -> None:
 def test_what_cannot_be_dealt_is_told(config: PartitionConfig, clients: int, sentence: str) -> None:
     with pytest.raises(PartitionError, match=sentence):
         partitions(rows(), config, clients)
+
+
+@pytest.mark.parametrize("kind", ["dirichlet", "natural", "pathological"])
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        (["a", None, "b"], "column user is empty in some rows: fill it, drop them, or use"),
+        ([["a"], ["b"], ["a"]], "column user holds lists or objects: write them as text"),
+    ],
+    ids=["empty", "lists"],
+)
+def test_a_column_that_cannot_decide_is_told(kind: str, values: list[Any], sentence: str) -> None:
+    train = Dataset.from_dict({"user": values * 20})
+
+    with pytest.raises(PartitionError, match=sentence):
+        partitions(train, PartitionConfig(kind, "user", classes=1), 2)
+    assert len(partitions(train, PartitionConfig("iid", "user"), 2)) == 2
 
 
 def test_a_client_outside_the_federation_is_refused() -> None:

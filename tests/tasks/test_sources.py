@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset
@@ -13,7 +14,7 @@ SECRET = "my diagnosis"
 ROWS = [{"instruction": f"say {i}", "output": f"it is {i}"} for i in range(20)]
 
 
-def write(path: Path, rows: list[dict[str, str]]) -> Path:
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     if path.suffix == ".jsonl":
         path.write_text("\n".join(json.dumps(row) for row in rows))
     elif path.suffix == ".json":
@@ -60,6 +61,41 @@ def test_a_folder_has_a_file_per_split(tmp_path: Path) -> None:
     assert (len(splits.train), len(splits.test)) == (5, 8)
 
 
+def test_a_split_that_is_asked_for_is_no_other(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", ROWS)
+    write(tmp_path / "test.jsonl", ROWS[12:])
+    asked = DataConfig(source=str(tmp_path), train_split="validation")
+
+    with pytest.raises(DataError, match="no file for split 'validation'; files it has: test, tr"):
+        load_own(asked)
+
+    write(tmp_path / "dev.jsonl", ROWS[:3])
+    assert len(load_own(asked)) == 3
+
+
+def test_a_holdout_leaves_a_row_to_train_on(tmp_path: Path) -> None:
+    source = str(write(tmp_path / "rows.jsonl", ROWS[:5]))
+
+    splits = load(DataConfig(source=source, holdout=0.95))
+
+    assert (len(splits.train), len(splits.test)) == (1, 4)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.tsv"])
+def test_a_byte_order_mark_is_no_part_of_a_row(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, ROWS)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+
+    assert load_own(DataConfig(source=str(path))).to_list() == ROWS
+
+
+def test_a_column_without_a_name_is_let_be(tmp_path: Path) -> None:
+    indexed = [{"": str(i), **row} for i, row in enumerate(ROWS)]
+    path = write(tmp_path / "rows.csv", indexed)  # as pandas writes its index
+
+    assert load_own(DataConfig(source=str(path)))["output"] == [row["output"] for row in ROWS]
+
+
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", ROWS)
     config = DataConfig(source=str(path))
@@ -96,13 +132,52 @@ def test_rows_without_a_gold_label_are_dropped(tmp_path: Path) -> None:
     labels = ["yes", "-", "no", "-1", "yes", "no"]
     rows = [{"text": f"row {i}", "label": label} for i, label in enumerate(labels)]
     config = DataConfig(
-        source=str(write(tmp_path / "rows.jsonl", rows)), task="classification", holdout=0.3
+        source=str(write(tmp_path / "rows.jsonl", rows)),
+        task="classification",
+        labels=["no", "yes"],
+        holdout=0.3,
     )
 
     splits = load(config)
 
     assert len(splits.train) + len(splits.test) == 4
     assert splits.labels == ("no", "yes")
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ((-1, 0, 1), ("-1", "0", "1")),
+        (("-1", "0", "1"), ("-1", "0", "1")),
+        (("None", "Mild", "Severe"), ("Mild", "None", "Severe")),
+    ],
+    ids=str,
+)
+def test_no_class_is_taken_for_a_mark(
+    tmp_path: Path, values: tuple[object, ...], labels: tuple[str, ...]
+) -> None:
+    rows = [{"text": f"row {i}", "label": values[i % 3]} for i in range(30)]
+    rows.append({"text": "unlabelled", "label": None})
+    source = str(write(tmp_path / "rows.jsonl", rows))
+
+    splits = load(DataConfig(source=source, task="classification", holdout=0.3))
+    own = load_own(DataConfig(source=source, task="classification", labels=list(labels)))
+
+    assert splits.labels == labels
+    assert len(splits.train) + len(splits.test) == 30
+    assert own["label"] == list(values * 10)
+
+
+def test_a_class_that_only_test_rows_have_is_told(tmp_path: Path) -> None:
+    rows = [{"text": f"row {i}", "label": "01"[i % 2]} for i in range(8)]
+    config = DataConfig(
+        source=str(write(tmp_path / "train.jsonl", rows)),
+        test_source=str(write(tmp_path / "test.jsonl", [{"text": "a", "label": "-1"}])),
+        task="classification",
+    )
+
+    with pytest.raises(DataError, match=r"test\.jsonl \(test\): column label has values that are"):
+        load(config)
 
 
 def broken(tmp_path: Path, name: str, text: str) -> DataConfig:
@@ -124,6 +199,13 @@ GOOD = json.dumps({"instruction": SECRET, "output": "x"})
         ("rows.json", f"{GOOD}\n{GOOD}", r"one object per line is a \.jsonl file"),
         ("rows.json", GOOD, "not a JSON list"),
         ("rows.csv", f"instruction,output\n{SECRET},a,b\n", "row 2: not as many fields"),
+        ("rows.csv", f"instruction,output\n{SECRET}\n", "row 2: not as many fields"),
+        (
+            "rows.csv",
+            f'instruction,output\n{SECRET},"{"x" * 140_000}',
+            "close every quotation mark",
+        ),
+        ("rows.jsonl", f'{{"instruction": "{SECRET}", "output": {2**70}}}', "more than 64 bits"),
         ("rows.parquet", SECRET, "not a readable Parquet file"),
         ("rows.docx", SECRET, "files of kind '.docx' are not read"),
         (
@@ -134,7 +216,7 @@ GOOD = json.dumps({"instruction": SECRET, "output": "x"})
         (
             "rows.jsonl",
             GOOD + "\n" + '{"instruction": null}',
-            "column instruction is empty in 1 of 2",
+            "column instruction is empty in some rows",
         ),
         (
             "rows.csv",
@@ -162,6 +244,19 @@ def test_missing_places_are_named(tmp_path: Path) -> None:
         load(DataConfig(source=str(write(tmp_path / "one.jsonl", ROWS[:1]))))
 
 
+def test_a_place_is_named_and_not_the_key_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("fedtuners.tasks.sources.load_dataset", unreachable)
+    source = str(write(tmp_path / "rows.jsonl", ROWS))
+
+    with pytest.raises(DataError, match=r"^no/where is no local file or folder, and split 'test'"):
+        load(DataConfig(source=source, test_source="no/where"))
+
+
 def test_an_unknown_label_is_told_without_quoting_it(tmp_path: Path) -> None:
     rows = [{"text": "a", "label": "yes"}, {"text": "b", "label": SECRET}]
     config = DataConfig(
@@ -171,7 +266,7 @@ def test_an_unknown_label_is_told_without_quoting_it(tmp_path: Path) -> None:
     )
 
     with pytest.raises(
-        DataError, match=r"1 value\(s\) that are none of the labels yes, no"
+        DataError, match=r"column label has values that are none of the labels yes, no"
     ) as told:
         load_own(config)
 
