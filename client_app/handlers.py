@@ -33,6 +33,7 @@ from fedtuners.tasks import (
     load,
     load_own,
     partition,
+    untouched,
 )
 from fedtuners.training import seeded, train
 from fedtuners.tuned import TunedModel
@@ -210,7 +211,8 @@ class Client:
         book = "" if self.site.data else self.request.run
         limit = self.site.epsilon
         rows, folder = self._rows(config), self.site.folder
-        return PrivateClient(config, self.asked, tuned, rows, folder, book, limit)
+        source = untouched(config.data) if self.site.data else rows
+        return PrivateClient(config, self.asked, tuned, rows, source, folder, book, limit)
 
     def _rows(self, config: Config) -> Dataset:
         """This client's training rows: its own, or its part of the run's."""
@@ -240,7 +242,7 @@ _loaded: dict[str, TunedModel] = {}
 
 def tuned_model(config: Config) -> TunedModel:
     """The loaded model of a configuration: one a process, for all its clients and rounds."""
-    key = to_json(replace(config, data=replace(config.data, source="")))  # whosever rows they are
+    key = to_json(replace(config, data=replace(config.data, source="*")))  # whosever rows they are
     if key not in _loaded:
         _loaded.clear()  # the memory of another run's model first
         _loaded[key] = TunedModel(config, strategy_class(config).only_linear_factor)

@@ -97,7 +97,8 @@ class SecureClient:
             received = unpack(self.request.arrays, manifest(state, dtype))
         examples = int(metrics["num-examples"])
         given, weight = self.settings.contribution(state, received, examples, session.threshold)
-        values = vector_of(given, float(metrics.get("loss", 0.0)))
+        loss = float(metrics.get("loss", 0.0)) if self.settings.tells_loss else 0.0
+        values = vector_of(given, loss)
         vector = self.settings.encoding(len(session.members)).encode(values, weight)
         masked = session.protect(self.request.extra.get("mailbox", {}), vector)
         self._save(self.purpose, session)

@@ -97,6 +97,8 @@ def saved_state(adapter: Adapter, folder: Path) -> State:
     state: State = {}
     for name, value in _tensors(folder / ADAPTER_WEIGHTS).items():
         parts = name.removeprefix(PEFT_PREFIX).split(".")
+        if "base_layer" in parts:  # PEFT saves an adapted output layer's own weight, too
+            continue
         if parts[-1] == "weight" and parts[-2] in adapter.factors:
             parts = parts[:-1]  # one module for each factor
         elif parts[-1] in adapter.factors:

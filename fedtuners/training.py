@@ -36,6 +36,7 @@ def train(
     total = torch.zeros((), device=device)  # read once, after the last step
     examples = tokens = steps = 0
     model.train()
+    optimiser.zero_grad(set_to_none=True)  # what a step left that failed on its way
     for batch in batches:
         for part in batch.split(config.micro_batch):
             losses = task.per_example_loss(model, part.to(device))

@@ -59,6 +59,7 @@ class AdapterStrategy(Strategy):
 
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter
+        self.federation = FederationConfig()
         self.aggregation = Mean()
         self.state: State = {}
         self.shared: dict[str, State] = {}  # content hash → tensors every participant must hold

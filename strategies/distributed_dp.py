@@ -38,6 +38,7 @@ class DistributedDp(Secagg):
     """
 
     needs: ClassVar[str] = "shows the server only a noisy sum of the uploads"
+    tells_loss: ClassVar[bool] = False  # no noise covers it
 
     max_examples: int = 1
     clip_norm: float = 1.0
@@ -78,5 +79,5 @@ class DistributedDp(Secagg):
         return state
 
     def measured(self) -> Metrics:
-        """ε over the rounds so far; the loss is left out, since no noise covers it."""
+        """ε over the rounds so far."""
         return spent(self.noise_multiplier, self.rounds, self.delta)

@@ -14,7 +14,7 @@ import torch
 from fedtuners.adapters import Adapter, by_module
 from fedtuners.adapters.residual import LEFT, RIGHT
 from strategies.algebra import State, compress, residual
-from strategies.base import AdapterStrategy
+from strategies.base import AdapterStrategy, wire_dtype
 from strategies.mean import weighted_mean
 from strategies.updates import Update
 
@@ -34,7 +34,17 @@ class FedExLora(AdapterStrategy):
 
     def __init__(self, adapter: Adapter, residual_rank: int | None = None) -> None:
         super().__init__(adapter)
+        if residual_rank is not None and residual_rank < 1:
+            raise ValueError(f"residual_rank={residual_rank} must be at least 1, or null: exact")
         self.residual_rank = residual_rank
+
+    def check(self, adapter: Adapter) -> None:
+        """Raise ValueError for an adapter whose plain average is exact already."""
+        if adapter.trains_core:
+            raise ValueError(
+                f"strategy=fedex_lora makes up for what averaging misses, which for "
+                f"adapter={adapter.name} is nothing: choose strategy=fed_sb, or adapter=lora"
+            )
 
     def combine(self, updates: Sequence[Update], weights: Sequence[float]) -> State:
         """The mean of the factors; shares Σ p_i L_i R_i − L̄ R̄ of every module.
@@ -61,12 +71,16 @@ class FedExLora(AdapterStrategy):
         return mean
 
     def gains(self, shapes: Mapping[str, tuple[int, int]], clients: int) -> State:
-        """The residual's factors: rank (k−1)·r for LoRA, (k+1)·r1·r2 for ABBA, none for a core."""
+        """The residual's factors: rank (k−1)·r for LoRA; (k+1)·r1·r2 for ABBA.
+
+        Where the mean is rounded on its way it is no mean any more, and LoRA's rank (k+1)·r too.
+        """
         ranks = self.adapter.module_ranks()
-        most = prod(ranks) * (clients - 1 if len(ranks) == 1 else clients + 1)
+        centred = len(ranks) == 1 and wire_dtype(self.federation) is None
+        most = prod(ranks) * (clients - 1 if centred else clients + 1)
         gained: State = {}
         for module, (m, n) in shapes.items():
-            rank = 0 if self.adapter.trains_core else min(most, m, n, self.residual_rank or m)
+            rank = min(most, m, n, self.residual_rank or m)
             gained[f"{module}.{LEFT}"] = torch.empty(m, rank, device="meta")
             gained[f"{module}.{RIGHT}"] = torch.empty(rank, n, device="meta")
         return gained

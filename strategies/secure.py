@@ -71,6 +71,7 @@ class Secagg(Mean):
     max_examples: int = 2**20
     bits: int = 64
     stage_deadline: float = 120.0
+    tells_loss: ClassVar[bool] = True  # under the mask, with the tensors
     running: "SecureSum | None" = field(default=None, init=False, repr=False)
     total: "Total | None" = field(default=None, init=False, repr=False)
 

@@ -87,6 +87,26 @@ def test_a_round_repeats_bit_for_bit(tuned: TunedModel) -> None:
     assert all(torch.equal(second[name], value) for name, value in first.items())
 
 
+def test_a_step_that_failed_leaves_nothing_to_the_next_client(tuned: TunedModel) -> None:
+    """The model is loaded once a process, and an out-of-memory error may end a round midway."""
+    config, start = TrainConfig(steps=1, micro_batch=2), copy.deepcopy(tuned.untouched)
+    alone = trained(tuned, config, steps=1)
+
+    class Failing:
+        def per_example_loss(self, model: Any, batch: Batch) -> torch.Tensor:
+            self.calls = getattr(self, "calls", 0) + 1
+            if self.calls == 2:
+                raise RuntimeError("out of memory")
+            return -5 * tuned.task.per_example_loss(model, batch)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(tuned.model, Failing(), drawn(tuned, 1), config)  # type: ignore[arg-type]
+    load_state(tuned.model, start)
+    after = trained(tuned, config, steps=1)
+
+    assert all(torch.equal(after[name], value) for name, value in alone.items())
+
+
 def test_a_gradient_is_cut_to_its_norm(tuned: TunedModel) -> None:
     """AdamW scales a gradient away, but not how two steps of unlike gradients compare."""
     free = trained(tuned, TrainConfig(learning_rate=0.01))

@@ -109,7 +109,13 @@ class Adapter(ABC):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             model = get_peft_model(base, self.config(task))
+        words = _embedding(base)
         for path, layer in modules(model).items():
+            if words is not None and layer.weight is words:
+                raise ValueError(
+                    f"{path} shares its weight with the input embedding, which an adapter on it "
+                    "would leave behind: leave it out of adapter.targets"
+                )
             for rank in self.module_ranks():
                 check_rank(path, layer, rank)
         _full_precision_heads(model)
@@ -125,6 +131,13 @@ class Adapter(ABC):
         if task not in TASK_TYPES:
             raise ValueError(f"task {task!r}: choose one of {', '.join(TASK_TYPES)}")
         return TASK_TYPES[task]
+
+
+def _embedding(base: nn.Module) -> Tensor | None:
+    """The weight of a transformers model's input embedding; None for any other module."""
+    found = getattr(base, "get_input_embeddings", None)
+    weight: Tensor | None = getattr(found(), "weight", None) if found else None
+    return weight
 
 
 def _full_precision_heads(model: nn.Module) -> None:

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor
 
 from fedtuners.config import Config
-from fedtuners.privacy.accounting import Event
+from fedtuners.privacy.accounting import Event, PrivacyError
 from fedtuners.privacy.dpsgd import Noise, private_train
 from fedtuners.privacy.ledger import Budget, Ledger
 from fedtuners.privacy.plan import Plan, make_plan
@@ -39,6 +39,8 @@ class PrivateClient:
         asked: as the run has it. By this, with what is installed, a question is known again.
         tuned: the loaded model.
         rows: the client's training rows.
+        source: the rows that the ledger's book is of. For a site's own these are all of its file,
+            before a run's settings name, choose or cut them: another cut is no other budget.
         folder: the site's state.
         book: what the budget is for besides the rows: a run, where the rows are a part of the
             run's own data (a simulation); empty for a site's own rows, which have one budget for
@@ -50,6 +52,7 @@ class PrivateClient:
     asked: Config
     tuned: TunedModel
     rows: Any
+    source: Any
     folder: Path
     book: str = ""
     limit: float = 0.0
@@ -110,7 +113,13 @@ class PrivateClient:
     @cached_property
     def plan(self) -> Plan:
         """See fedtuners.privacy.plan; raises what it raises when privacy cannot be had."""
-        return make_plan(self.config, len(self.units))
+        plan, whole = make_plan(self.config, len(self.units)), len(self.source)
+        if self.config.privacy.unit is None and plan.delta >= 1 / whole:
+            raise PrivacyError(
+                f"privacy.delta={plan.delta:.3g} must be below 1/{whole}, one over the rows of "
+                "this site before data.train_rows cuts them: set it lower"
+            )
+        return plan
 
     @cached_property
     def units(self) -> Units:
@@ -122,12 +131,13 @@ class PrivateClient:
         """The smaller of the run's ε and the site's."""
         privacy = self.config.privacy
         limits = [limit for limit in (privacy.epsilon, self.limit or None) if limit is not None]
-        return Budget(min(limits, default=None), self.plan.delta, privacy.accountant)
+        smallest = min(limits, default=None)
+        return Budget(smallest, self.plan.delta, privacy.accountant, privacy.unit)
 
     @cached_property
     def ledger(self) -> Ledger:
         """The book of these rows."""
-        data = hashlib.sha256(f"{fingerprint(self.rows)}/{self.book}".encode()).hexdigest()[:32]
+        data = hashlib.sha256(f"{fingerprint(self.source)}/{self.book}".encode()).hexdigest()[:32]
         return Ledger(self.folder / "privacy", self.folder / "privacy-marks", data)
 
     def _release(
@@ -135,11 +145,12 @@ class PrivateClient:
     ) -> tuple[State, Report]:
         """The answer to a question: the one that was given before, or a new one, paid for."""
         request = self._digest(question)
-        answer = self.ledger.answer(request)
-        if answer is None:
-            self.ledger.reserve(event, request, self.budget)
-            answer = run()
-            self.ledger.answered(request, answer)
+        with self.ledger.alone():
+            answer = self.ledger.answer(request)
+            if answer is None:
+                self.ledger.reserve(event, request, self.budget)
+                answer = run()
+                self.ledger.answered(request, answer)
         return answer, self.report()
 
     def _sketch(

@@ -57,6 +57,19 @@ def private_train(
     Raises:
         ValueError: when a trained tensor gets no per-example gradient, naming it.
     """
+    with torch.random.fork_rng():
+        torch.seed()  # dropout by the run's seed would be a mask that everybody knows
+        return _private_steps(model, task, draws, config, noise, randomness)
+
+
+def _private_steps(
+    model: nn.Module,
+    task: Task,
+    draws: Iterable[Draw],
+    config: TrainConfig,
+    noise: Noise,
+    randomness: Randomness,
+) -> dict[str, int | float]:
     started = time.monotonic()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = make_optimiser(trained, config)

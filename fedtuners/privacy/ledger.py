@@ -41,11 +41,15 @@ class BudgetError(PrivacyError):
 
 @dataclass(frozen=True)
 class Budget:
-    """How much may be spent: ε (None: without limit) at δ, by an accountant."""
+    """How much may be spent: ε (None: without limit) at δ, by an accountant, and what is protected.
+
+    `unit` is the column whose equal values are protected together; None: each row.
+    """
 
     epsilon: float | None
     delta: float
     accountant: str = "prv"
+    unit: str | None = None
 
     def spent(self, events: list[Event]) -> float:
         """The ε of these events."""
@@ -83,13 +87,15 @@ class Ledger:
         Raises
         ------
         BudgetError
-            When all that was spent and this exceed the budget; nothing is entered then.
+            When all that was spent and this exceed the budget, or what was spent protected
+            another unit; nothing is entered then.
         LedgerError
             When the book is not what was written.
         """
         with self._locked():
             entries = self._entries()
-            entered = {"kind": "spent", "request": request, **asdict(event)}
+            _check_unit(entries, budget.unit)
+            entered = {"kind": "spent", "request": request, "unit": budget.unit, **asdict(event)}
             finished = {e["request"] for e in entries if e["kind"] == "answered"}
             if request not in finished and any(entered.items() <= e.items() for e in entries):
                 return
@@ -107,7 +113,24 @@ class Ledger:
             self._append(self._entries(), {"kind": "answered", "request": request})
 
     def answer(self, request: str) -> State | None:
-        """The last finished answer, if it was to this request."""
+        """The last finished answer, if it was to this request; it is then entered as such."""
+        with self._locked():
+            found = self._read_answer(request)
+            if found is not None:
+                entries = self._entries()
+                kinds = [entry["kind"] for entry in entries if entry["request"] == request]
+                if kinds.count("answered") < kinds.count("spent"):  # killed between the two writes
+                    self._append(entries, {"kind": "answered", "request": request})
+            return found
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within it nobody else answers from these rows: one entry pays for one answer."""
+        with (self.folder / "answering").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _read_answer(self, request: str) -> State | None:
         try:
             with safe_open(self._answer, framework="pt") as file:
                 if (file.metadata() or {}).get("request") != request:
@@ -185,6 +208,15 @@ class Ledger:
         with (self.folder / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _check_unit(entries: list[dict[str, Any]], unit: str | None) -> None:
+    for entry in entries:
+        if entry["kind"] == "spent" and entry["unit"] != unit:
+            raise BudgetError(
+                f"these rows have spent of their budget with privacy.unit={entry['unit'] or 'null'}"
+                f", and what {unit or 'null'} would spend does not add to it: keep the unit"
+            )
 
 
 def _check_budget(events: list[Event], event: Event, budget: Budget) -> None:

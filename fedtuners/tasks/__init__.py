@@ -6,7 +6,7 @@ from fedtuners.tasks.metrics import Metric
 from fedtuners.tasks.models import model_path
 from fedtuners.tasks.partition import PartitionError, describe, partition, partitions
 from fedtuners.tasks.readers import DataError
-from fedtuners.tasks.sources import Splits, load, load_own
+from fedtuners.tasks.sources import Splits, load, load_own, untouched
 from fedtuners.tasks.task import (
     CausalLm,
     Classification,
@@ -44,4 +44,5 @@ __all__ = [
     "partition",
     "partitions",
     "steps_per_epoch",
+    "untouched",
 ]

@@ -1,8 +1,10 @@
 """Adapter tensors by name, and freezing all but one factor."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from tiny_models import bert, llama, logits, perturb, task_of, tokens
+from tiny_models import bert, gpt2, llama, logits, perturb, task_of, tokens
 
 from fedtuners.adapters import (
     Abba,
@@ -15,6 +17,7 @@ from fedtuners.adapters import (
     load_state,
     trainable_names,
 )
+from fedtuners.results import saved_state
 
 
 def test_names_are_those_of_the_base_model(adapter: Adapter) -> None:
@@ -35,6 +38,18 @@ def test_state_moves_a_model_into_another(adapter: Adapter) -> None:
     perturb(model)
     load_state(other, adapter_state(model))
     assert torch.equal(logits(model), logits(other))
+
+
+def test_an_output_layer_that_is_the_embedding_is_no_target() -> None:
+    with pytest.raises(ValueError, match="lm_head shares its weight with the input embedding"):
+        Lora(rank=2, targets=["lm_head"]).attach(gpt2(), "causal_lm", seed=0)
+
+
+def test_an_adapted_output_layer_is_saved_without_its_own_weight(tmp_path: Path) -> None:
+    adapter = Lora(rank=2, targets=["lm_head", "q_proj"])
+    model = adapter.attach(llama(), "causal_lm", seed=0)
+    model.save_pretrained(str(tmp_path))
+    assert saved_state(adapter, tmp_path).keys() == adapter_state(model).keys()
 
 
 def test_state_is_a_copy(adapter: Adapter) -> None:

@@ -42,6 +42,13 @@ def test_without_sampling_it_is_the_gaussian_mechanism(sigma: float, steps: int)
     assert epsilon(event, 1e-5, "rdp") > exact
 
 
+@pytest.mark.parametrize("rate", [0.04, 1.0])
+@pytest.mark.parametrize("sigma", [0.05, 0.06, 0.07, 0.1])
+def test_noise_too_small_for_a_float_is_never_called_private(sigma: float, rate: float) -> None:
+    event = [Event(sigma, rate, 1)]
+    assert epsilon(event, 1e-5, "pld") > 0.99 * epsilon(event, 1e-5, "prv") > 70
+
+
 @pytest.mark.parametrize(
     "events",
     [

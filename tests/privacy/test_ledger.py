@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,46 @@ def test_an_answer_is_repeated_word_for_word_and_else_paid_for(
     assert reopened(tmp_path).answer("round 2") is None
     ledger.reserve(ROUND, "round 1", BUDGET)  # its answer was lost: another one is another cost
     assert ledger.events() == [ROUND, ROUND]
+
+
+def test_an_answer_that_a_kill_left_unentered_is_entered_when_it_is_given_away(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    ledger.reserve(ROUND, "round 1", BUDGET)
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "_append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ledger.answered("round 1", {"core": torch.ones(3)})
+    assert reopened(tmp_path).answer("round 1") is not None
+    ledger.reserve(ROUND, "round 2", BUDGET)
+    ledger.answered("round 2", {"core": torch.ones(3)})
+    ledger.reserve(ROUND, "round 1", BUDGET)  # its answer left, so another one is another cost
+    assert ledger.events() == [ROUND] * 3
+
+
+def test_rows_have_one_unit_of_privacy(ledger: Ledger) -> None:
+    ledger.reserve(ROUND, "round 1", replace(BUDGET, unit="user"))
+    with pytest.raises(BudgetError, match=r"with privacy\.unit=user, and what null would spend"):
+        ledger.reserve(ROUND, "round 2", BUDGET)
+    assert ledger.events() == [ROUND]
+
+
+def test_two_processes_answer_from_the_same_rows_in_turn(ledger: Ledger, tmp_path: Path) -> None:
+    entered = threading.Event()
+
+    def other() -> None:
+        with reopened(tmp_path).alone():
+            entered.set()
+
+    with ledger.alone():
+        waiting = threading.Thread(target=other)
+        waiting.start()
+        assert not entered.wait(0.3)
+    assert entered.wait(5)
+    waiting.join()
 
 
 def fill(home: Path, rounds: int = 3) -> Path:

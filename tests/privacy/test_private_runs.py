@@ -135,9 +135,16 @@ def test_a_site_that_has_spent_its_budget_trains_no_more(tmp_path: Path) -> None
     # the same question has the same answer, at no cost; another one would have a cost
     repeated = run(config, LocalGrid(2, nodes), "second")["privacy"]
     assert repeated["epsilon"] == first["epsilon"]
-    other = small("adapter=lora", "strategy=fedavg_lora", "federation.rounds=1", "seed=1")
-    with pytest.raises(TooFewRepliesError, match="privacy budget spent: these rows have cost"):
-        run(other, LocalGrid(2, nodes), "third")
+    again = ("adapter=lora", "strategy=fedavg_lora", "federation.rounds=1")
+    for change, said in (
+        ("seed=1", "privacy budget spent: these rows have cost"),
+        ("data.train_rows=50", "privacy budget spent: these rows have cost"),
+        ("+data.rename.input=context", "privacy budget spent: these rows have cost"),
+        ("data.train_rows=20", "must be below 1/61, one over the rows of this site before"),
+        ("privacy.unit=instruction", "have spent of their budget with privacy.unit=null"),
+    ):
+        with pytest.raises(TooFewRepliesError, match=said):
+            run(small(*again, change), LocalGrid(2, nodes), "third")
     nodes[1]["epsilon"] = nodes[2]["epsilon"] = 1
     with pytest.raises(TooFewRepliesError, match="run it with privacy=example"):
         run(compose([*SMALL, "privacy=none"], CONF), LocalGrid(2, nodes), "fourth")

@@ -172,6 +172,9 @@ def test_a_distributed_run_ends_where_the_central_one_does(federation: Made) -> 
         assert torch.allclose(tensor, distributed.strategy.state[name], atol=1e-7)
     together = distributed.reports[1].together
     assert set(together) == {"client_epsilon", "client_delta"}
+    total = distributed.strategy.aggregation.total
+    assert total is not None
+    assert total.mean[0] == 0  # no noise covers a loss, so none is sent
 
 
 def test_every_client_counts_once_under_distributed_noise() -> None:

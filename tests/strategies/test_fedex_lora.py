@@ -14,8 +14,9 @@ from local_grid import LocalGrid, puppet, trained
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from fedtuners.adapters import Abba, Adapter, Lora, by_module
+from fedtuners.adapters import Abba, Adapter, Lora, LoraSb, by_module
 from fedtuners.adapters.linear import as_stored, in_out_features
+from fedtuners.adapters.residual import LEFT
 from fedtuners.adapters.state import base_layer
 from strategies.algebra import State
 from strategies.fedex_lora import FedExLora
@@ -241,3 +242,25 @@ def test_a_client_that_skipped_rounds_gets_every_residual(federation: Made) -> N
 
 def test_it_needs_each_clients_own_factors() -> None:
     assert not FedExLora.linear
+
+
+def test_it_refuses_what_it_has_nothing_to_add_to() -> None:
+    with pytest.raises(ValueError, match="choose strategy=fed_sb, or adapter=lora"):
+        FedExLora(LoraSb(rank=2))
+    with pytest.raises(ValueError, match="residual_rank=0 must be at least 1, or null"):
+        FedExLora(Lora(rank=2), residual_rank=0)
+
+
+@pytest.mark.parametrize(("wire", "rank"), [(None, 2 * 2), ("bfloat16", 4 * 2)])
+def test_a_rounded_mean_costs_two_ranks_more(federation: Made, wire: str | None, rank: int) -> None:
+    """Three clients at rank 2: (k−1)r where the mean arrives as it is, else (k+1)r, as foretold."""
+    words = ("strategy=fedex_lora", "adapter=lora", "adapter.rank=2")
+    made = federation(*words, f"federation.wire_dtype={wire or 'null'}")
+    made.rounds(1)
+
+    pieces = made.strategy.shared.values()
+    left = {n: t.shape[1] for piece in pieces for n, t in piece.items() if n.endswith(LEFT)}
+    assert set(left.values()) == {rank}
+    shapes = {name.rpartition(".")[0]: (64, 64) for name in left}
+    foretold = made.strategy.gains(shapes, 3)
+    assert {t.shape[1] for n, t in foretold.items() if n.endswith(LEFT)} == {rank}
