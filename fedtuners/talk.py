@@ -47,9 +47,8 @@ def example(
     if data.messages is not None or ("prompt" in given and not columns(data.prompt)):
         return Example(given["prompt"], "", tuple(history))
     with_input = data.prompts_with_input and given.get("input")
-    return Example(
-        fill(data.prompt_with_input if with_input else data.prompt, given), "", tuple(history)
-    )
+    template = data.prompt_with_input if with_input else data.prompt
+    return Example(fill(template, given), "", tuple(history))
 
 
 def generate(

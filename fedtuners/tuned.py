@@ -125,9 +125,13 @@ class TunedModel:
 
 
 def choose_device(name: str) -> str:
-    """`auto` is the GPU when there is one; a GPU that is asked for and absent is an error."""
+    """`auto` is the GPU when there is one. ValueError for a GPU that is absent, and no device."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device={name}: choose auto, cpu, cuda, or one GPU as cuda:1") from None
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={name}, but this machine has no CUDA GPU: choose device=cpu")
     return name

@@ -131,6 +131,8 @@ def test_a_state_of_another_model_is_refused_whole(tuned: TunedModel, how: str) 
 def test_devices() -> None:
     assert choose_device("cpu") == "cpu"
     assert choose_device("auto") in ("cpu", "cuda")
+    with pytest.raises(ValueError, match="device=gpu: choose auto, cpu, cuda"):
+        choose_device("gpu")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="choose device=cpu"):
             choose_device("cuda")

@@ -6,7 +6,7 @@ all that aggregation, export and merging need.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -99,8 +99,9 @@ class Adapter(ABC):
             seed: seed of the adapter's random factors.
 
         Raises:
-            ValueError: when a target is not a plain linear layer or is too small for the rank,
-                naming it; when a classifier has no head of a known name.
+            ValueError: when a target is no layer, not a plain linear one, tied to the input
+                embedding, or too small for the rank, naming it; when a classifier has no head of
+                a known name.
         """
         if task == "classification" and not any(hasattr(base, head) for head in HEADS):
             raise ValueError(f"{type(base).__name__} has no head called {' or '.join(HEADS)}")
@@ -109,8 +110,10 @@ class Adapter(ABC):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             model = get_peft_model(base, self.config(task))
-        words = _embedding(base)
-        for path, layer in modules(model).items():
+        words, adapted = _embedding(base), modules(model)
+        if not isinstance(self.targets, str):
+            _check_targets(self.targets, adapted)
+        for path, layer in adapted.items():
             if words is not None and layer.weight is words:
                 raise ValueError(
                     f"{path} shares its weight with the input embedding, which an adapter on it "
@@ -131,6 +134,17 @@ class Adapter(ABC):
         if task not in TASK_TYPES:
             raise ValueError(f"task {task!r}: choose one of {', '.join(TASK_TYPES)}")
         return TASK_TYPES[task]
+
+
+def _check_targets(targets: Iterable[str], paths: Iterable[str]) -> None:
+    """Raise ValueError for a target that no path ends with; to PEFT one of all is enough."""
+    ends = tuple(f".{path}" for path in paths)
+    for target in targets:
+        if not any(end.endswith(f".{target}") for end in ends):
+            raise ValueError(
+                f"adapter.targets: the base model has no linear layer called {target}; it adapts "
+                f"{', '.join(sorted({end.rpartition('.')[2] for end in ends}))}"
+            )
 
 
 def _embedding(base: nn.Module) -> Tensor | None:

@@ -1,5 +1,6 @@
 """Adapter tensors by name, and freezing all but one factor."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,12 @@ def test_state_moves_a_model_into_another(adapter: Adapter) -> None:
 def test_an_output_layer_that_is_the_embedding_is_no_target() -> None:
     with pytest.raises(ValueError, match="lm_head shares its weight with the input embedding"):
         Lora(rank=2, targets=["lm_head"]).attach(gpt2(), "causal_lm", seed=0)
+
+
+def test_every_target_must_be_there(adapter: Adapter) -> None:
+    some = replace(adapter, targets=["q_proj", "k_prj"])
+    with pytest.raises(ValueError, match=r"no linear layer called k_prj; it adapts q_proj"):
+        some.attach(llama(), "causal_lm", seed=0)
 
 
 def test_an_adapted_output_layer_is_saved_without_its_own_weight(tmp_path: Path) -> None:
