@@ -35,8 +35,6 @@ PUBLISHED = {
     "FFA-LoRA r32": (70.10, 71.49),
     "FedEx-LoRA r32": (67.39, 69.68),
     "Fed-SB r32": (70.32, 72.68),
-    "Fed-SB r48": (73.68, 74.73),
-    "Fed-SB r64": (73.82, 74.87),
 }
 COMMON = [
     "model=minilm",
