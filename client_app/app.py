@@ -12,6 +12,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+# As strategies.messages and strategies.secure call them, which would bring torch along.
 QUESTIONS = ("hello", "sketch", "secagg_keys", "secagg_shares", "secagg_confirm", "secagg_unmask")
 BUNDLE = str(Path(__file__).resolve().parent.parent)
 

@@ -32,6 +32,7 @@ from fedtuners.tasks import (
     batches,
     load,
     load_own,
+    own_rows,
     partition,
     untouched,
 )
@@ -208,10 +209,13 @@ class Client:
 
     def _private(self, config: Config, tuned: TunedModel) -> PrivateClient:
         """This client's rows behind their ledger: a site's own have one budget for all runs."""
-        book = "" if self.site.data else self.request.run
-        limit = self.site.epsilon
-        rows, folder = self._rows(config), self.site.folder
-        source = untouched(config.data) if self.site.data else rows
+        if self.site.data:
+            source, book = untouched(config.data), ""
+            rows = own_rows(source, config.data, config.seed)
+        else:
+            source, book = self._rows(config), self.request.run
+            rows = source
+        folder, limit = self.site.folder, self.site.epsilon
         return PrivateClient(config, self.asked, tuned, rows, source, folder, book, limit)
 
     def _rows(self, config: Config) -> Dataset:

@@ -23,6 +23,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -118,8 +119,8 @@ def planned(
         try:
             config = replace(compose(words, conf), outputs=str(runs / slug(cell)))
             if baseline is None:
-                one = bytes_of(config, 1)  # also finds out what cannot run
-                config = config if budget is None else budgeted(config, one, budget)
+                sent = bytes_by_rounds(config)
+                config = config if budget is None else budgeted(config, sent, budget)
             configs[cell] = config
         except ValueError as error:
             left_out[cell] = str(error)
@@ -131,25 +132,31 @@ def slug(cell: "Cell") -> str:
     return "".join(c if c.isalnum() or c in "=._-" else "_" for c in ",".join(cell))
 
 
-def budgeted(config: "Config", one: int, budget: float) -> "Config":
-    """The configuration with as many rounds as the budget allows, where one round takes `one`."""
-    if one > budget:
-        raise ValueError(f"one round takes {one:,} bytes, more than --bytes {budget:,.0f}")
-    rounds = largest(lambda rounds: bytes_of(config, rounds) <= budget)
+def budgeted(config: "Config", sent: Callable[[int], int], budget: float) -> "Config":
+    """The configuration with as many rounds as the budget allows; ValueError for not even one."""
+    if sent(1) > budget:
+        raise ValueError(f"one round takes {sent(1):,} bytes, more than --bytes {budget:,.0f}")
+    rounds = largest(lambda rounds: sent(rounds) <= budget)
     return replace(config, federation=replace(config.federation, rounds=rounds))
 
 
-def bytes_of(config: "Config", rounds: int) -> int:
-    """What so many rounds send in all; ValueError says why they cannot run."""
+def bytes_by_rounds(config: "Config") -> Callable[[int], int]:
+    """What so many rounds send in all; ValueError says why not even one can run."""
     from fedtuners.cli.plan import examine
     from fedtuners.planning import read_base
 
-    planned = replace(config, federation=replace(config.federation, rounds=rounds))
-    plan, problems = examine(planned, read_base(config), config.federation.clients, memory=False)
-    if plan is None or problems:
-        raise ValueError("; ".join(problems))
-    total: int = plan.bytes["total"]
-    return total
+    base, nodes = read_base(config), config.federation.clients
+
+    @cache
+    def sent(rounds: int) -> int:
+        planned = replace(config, federation=replace(config.federation, rounds=rounds))
+        plan, problems = examine(planned, base, nodes, memory=False)
+        if plan is None or problems:
+            raise ValueError("; ".join(problems))
+        return plan.bytes["total"]
+
+    sent(1)
+    return sent
 
 
 def largest(fits: Callable[[int], bool]) -> int:

@@ -30,7 +30,7 @@ USES = (
     *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment"),
     *("key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
 )
-_SIGNS_CERTIFICATES = x509.KeyUsage(**{use: use == "key_cert_sign" for use in USES})
+CA_USE = x509.KeyUsage(**{use: use == "key_cert_sign" for use in USES})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,7 +122,7 @@ def certificate(
         )
     )
     if issuer is None:
-        builder = builder.add_extension(_SIGNS_CERTIFICATES, critical=True)
+        builder = builder.add_extension(CA_USE, critical=True)
     if hosts:
         builder = builder.add_extension(x509.SubjectAlternativeName(map(_host, hosts)), False)
     return builder.sign(signer, hashes.SHA384())

@@ -57,34 +57,23 @@ def private_train(
     Raises:
         ValueError: when a trained tensor gets no per-example gradient, naming it.
     """
-    with torch.random.fork_rng():
-        torch.seed()  # dropout by the run's seed would be a mask that everybody knows
-        return _private_steps(model, task, draws, config, noise, randomness)
-
-
-def _private_steps(
-    model: nn.Module,
-    task: Task,
-    draws: Iterable[Draw],
-    config: TrainConfig,
-    noise: Noise,
-    randomness: Randomness,
-) -> dict[str, int | float]:
     started = time.monotonic()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = make_optimiser(trained, config)
     schedule = LambdaLR(optimiser, lambda step: rate(step, config))
     steps = 0
     model.train()
-    for gradients in private_gradients(model, task, draws, noise, randomness):
-        for parameter, gradient in zip(trained, gradients, strict=True):
-            parameter.grad = gradient
-        if config.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
-        optimiser.step()
-        schedule.step()
-        optimiser.zero_grad(set_to_none=True)
-        steps += 1
+    with torch.random.fork_rng():
+        torch.seed()  # dropout by the run's seed would be a mask that everybody knows
+        for gradients in private_gradients(model, task, draws, noise, randomness):
+            for parameter, gradient in zip(trained, gradients, strict=True):
+                parameter.grad = gradient
+            if config.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
+            optimiser.step()
+            schedule.step()
+            optimiser.zero_grad(set_to_none=True)
+            steps += 1
     model.eval()
     return {"steps": steps, "seconds": round(time.monotonic() - started, 3)}
 

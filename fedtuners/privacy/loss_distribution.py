@@ -62,10 +62,10 @@ def distribution(sigma: float, rate: float, losses: Array, removed: bool) -> tup
     tails = np.where(losses[:-1] < 0, low, high).clip(0, 1)  # the neighbour's mass beyond i
     tails = np.minimum.accumulate(np.concatenate([[1.0], tails, [0.0]]))
     masses = -np.diff(tails) * ratios
-    # What is missing lies below the grid, as far as so much can; the rest was lost to rounding,
-    # where the neighbour's tail is too small for a float, and counts as beyond.
+    # What is missing lies below the grid, where there is at most e^ε of its first ε. The rest was
+    # lost to rounding, where the neighbour's tail is too small for a float, and counts as beyond.
     missing = max(1.0 - float(above[-1]) - masses.sum(), 0.0)
-    under = min(missing, float(below[0]) + 1.0 - float(above[0]))
+    under = min(missing, float(ratios[0]))
     masses[0] += under
     return masses, float(above[-1]) + missing - under
 

@@ -6,7 +6,7 @@ from fedtuners.tasks.metrics import Metric
 from fedtuners.tasks.models import model_path
 from fedtuners.tasks.partition import PartitionError, describe, partition, partitions
 from fedtuners.tasks.readers import DataError
-from fedtuners.tasks.sources import Splits, load, load_own, untouched
+from fedtuners.tasks.sources import Splits, load, load_own, own_rows, untouched
 from fedtuners.tasks.task import (
     CausalLm,
     Classification,
@@ -41,6 +41,7 @@ __all__ = [
     "losses",
     "make_task",
     "model_path",
+    "own_rows",
     "partition",
     "partitions",
     "steps_per_epoch",

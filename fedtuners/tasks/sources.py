@@ -54,15 +54,19 @@ def load_own(config: DataConfig, seed: int = 0) -> Dataset:
     Unlike `load` it wants no test rows, and holds none out. Label names must be in the
     configuration, since another site's rows may have others. Raises DataError.
     """
-    if config.task == "classification" and not config.labels:
-        raise DataError("a site with its own rows needs data.labels: every site the same names")
-    rows = _split(config, config.train_split, seed)
-    return _at_most(_checked(rows, config, config.source), config.train_rows, seed)
+    return own_rows(untouched(config), config, seed)
 
 
 def untouched(config: DataConfig) -> Dataset:
-    """The rows of `load_own` as they lie in the file, before a run renames or cuts them."""
+    """A site's own rows as they lie in its file, before a run names, checks or cuts them."""
     return _split(config, config.train_split, 0)
+
+
+def own_rows(rows: Dataset, config: DataConfig, seed: int = 0) -> Dataset:
+    """What a run trains on of a site's `untouched` rows. Raises DataError."""
+    if config.task == "classification" and not config.labels:
+        raise DataError("a site with its own rows needs data.labels: every site the same names")
+    return _at_most(_checked(rows, config, config.source), config.train_rows, seed)
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,26 @@ def test_the_runs_seed_does_not_fix_the_noise() -> None:
     assert not torch.equal(*draws)
 
 
+def test_the_runs_seed_does_not_fix_dropout() -> None:
+    model, task, batch = setting("causal_lm", "lora")
+    drawn = []
+
+    class Watching:
+        def per_example_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+            drawn.append(torch.rand(4))  # as a dropout's mask is drawn
+            return task.per_example_loss(model, batch)  # type: ignore[attr-defined, no-any-return]
+
+    for _ in range(2):
+        torch.manual_seed(7)
+        draws = [[Part.of(batch)]]
+        config, noise = TrainConfig(steps=1), Noise(1.0, 1.0, len(batch))
+        private_train(model, Watching(), draws, config, noise, PrivateRandom())  # type: ignore[arg-type]
+        drawn.append(torch.rand(4))
+    first, after, second, again = drawn
+    assert not torch.equal(first, second)
+    assert torch.equal(after, again)  # and what follows is by the seed again
+
+
 def test_settings_without_a_bound_are_refused() -> None:
     with pytest.raises(ValueError, match=r"privacy\.clip"):
         Noise(1.0, float("inf"), 4.0)
